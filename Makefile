@@ -1,0 +1,37 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# Every torch run in the tests is small: one thread each is faster and repeatable.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup test test-slow lint bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $$(command -v $(PYTHON) || command -v python3) -m venv $(VENV)
+	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, found " + sys.version)'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+setup: $(VENV)/.installed  ## make .venv with the tested versions
+
+lint: setup  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint  ## everything that must hold, in minutes
+	$(BIN)/python -m pytest -n auto --dist loadfile
+
+test-slow: setup  ## the long learning runs
+	$(BIN)/python -m pytest -n auto -m slow
+
+bench: setup  ## train the quick suite and write its report
+	$(BIN)/dqn-bench run quick
+	$(BIN)/dqn-bench report quick
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) build dist results reports *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,308 @@
+"""The learner: networks, TD loss, gradient step and target network. It knows no environment."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dqn_adapters.config import DQNConfig, Loss, Variant
+from dqn_adapters.targets import double_q_learning_target, q_learning_target
+from dqn_adapters.transition import Observations, Transition
+
+QFunction = Callable[[Observations], torch.Tensor]
+"""Maps observations `(B, ...)` to action values `(B, A)`."""
+
+
+class TDLoss(NamedTuple):
+    """What the loss was made of. All but `loss` are detached."""
+
+    loss: torch.Tensor
+    """`()`, the weighted mean over the batch."""
+
+    td_error: torch.Tensor
+    """`(B,)`, target - prediction."""
+
+    q_value: torch.Tensor
+    """`(B,)`, the prediction Q(s, a)."""
+
+    td_target: torch.Tensor
+    """`(B,)`."""
+
+
+class UpdateMetrics(NamedTuple):
+    """What one update saw: detached tensors on the learner's device, nothing synchronised."""
+
+    loss: torch.Tensor
+    """`()`."""
+
+    td_error: torch.Tensor
+    """`(B,)`, target - prediction, before the update."""
+
+    q_value: torch.Tensor
+    """`(B,)`, the prediction Q(s, a), before the update."""
+
+    td_target: torch.Tensor
+    """`(B,)`."""
+
+    grad_norm: torch.Tensor
+    """`()`, the global L2 norm of the gradient before clipping."""
+
+
+def td_loss(
+    online: QFunction,
+    target: QFunction,
+    batch: Transition,
+    *,
+    variant: Variant,
+    loss: Loss = "huber",
+    huber_delta: float = 1.0,
+    online_next: QFunction | None = None,
+) -> TDLoss:
+    """The loss of DQN on one batch. Its only gradient is that of the prediction `online(s)[a]`.
+
+    Args:
+        online: The function that is learned.
+        target: The lagged copy; unused by `"vanilla"`.
+        batch: B transitions.
+        variant: See `DQNConfig.variant`.
+        loss: `"huber"` or `"mse"`; the mean over the batch of the weighted element losses.
+        huber_delta: TD error at which the Huber loss turns linear.
+        online_next: The learned function as it is evaluated on s', if that is not done by
+            `online` (a network with dropout or batch normalisation in evaluation mode).
+
+    Raises:
+        ValueError: the batch's shapes do not fit together; see `targets`.
+    """
+    q_values = online(batch.observations)
+    _check_batch(q_values, batch)
+    q_value = q_values.gather(1, batch.actions.unsqueeze(1)).squeeze(1)
+    with torch.no_grad():
+        online_next = online_next or online
+        value = (online_next if variant == "vanilla" else target)(batch.next_observations)
+        if variant == "double":
+            selector = online_next(batch.next_observations)
+            target_y = double_q_learning_target(
+                batch.rewards,
+                batch.discounts,
+                value,
+                selector,
+                next_action_masks=batch.next_action_masks,
+            )
+        else:
+            target_y = q_learning_target(
+                batch.rewards, batch.discounts, value, next_action_masks=batch.next_action_masks
+            )
+    if loss == "huber":
+        losses = F.huber_loss(q_value, target_y, reduction="none", delta=huber_delta)
+    else:
+        losses = F.mse_loss(q_value, target_y, reduction="none")
+    if batch.weights is not None:
+        losses = losses * batch.weights
+    prediction = q_value.detach()
+    return TDLoss(losses.mean(), target_y - prediction, prediction, target_y)
+
+
+class DQNLearner:
+    """Learns a Q-function from batches of transitions.
+
+    It works on the modules and the optimiser that it is given and hides no copies: a host that
+    owns and saves them goes on doing so.
+
+    Args:
+        q_net: The online network.
+        config: Hyper-parameters. Of these the learner uses `variant`, `loss`, `huber_delta`,
+            `max_grad_norm`, `tau`, `target_update_interval` and `target_update_unit`, and where it
+            makes the optimiser `learning_rate` and `adam_eps`.
+        target_net: The target network. None: a copy of `q_net`, or for `"vanilla"` the very
+            `q_net`: there the target network is an alias, and another module is refused.
+        optimizer: None: Adam over the parameters of `q_net`.
+        q_values: How a network is called: `(module, observations) -> (B, A)`, for networks whose
+            result is more than the action values. None: `module(observations)`.
+
+    Raises:
+        ValueError: a target network is given for `"vanilla"`, or none other than `q_net` itself
+            for the others.
+    """
+
+    def __init__(
+        self,
+        q_net: nn.Module,
+        config: DQNConfig,
+        *,
+        target_net: nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        q_values: Callable[[nn.Module, Observations], torch.Tensor] | None = None,
+    ) -> None:
+        self.config = config
+        self.q_net = q_net
+        if config.variant == "vanilla":
+            if target_net is not None and target_net is not q_net:
+                raise ValueError("variant='vanilla' has no target network: target_net must be None")
+            self.target_net = q_net
+        else:
+            if target_net is q_net:
+                raise ValueError(
+                    f"variant={config.variant!r} needs a target_net that is not q_net itself"
+                )
+            self.target_net = copy.deepcopy(q_net) if target_net is None else target_net
+            self.target_net.requires_grad_(False).eval()
+        self.optimizer = optimizer or torch.optim.Adam(
+            q_net.parameters(), lr=config.learning_rate, eps=config.adam_eps
+        )
+        self._q_values = q_values or _call
+        self.counts: dict[Literal["steps", "episodes", "updates"], int] = {
+            "steps": 0,
+            "episodes": 0,
+            "updates": 0,
+        }
+        """Environment steps and finished episodes it was told of, and gradient updates made."""
+
+    @property
+    def num_updates(self) -> int:
+        """Gradient updates made so far."""
+        return self.counts["updates"]
+
+    def td_loss(self, batch: Transition) -> TDLoss:
+        """The loss on a batch, with the gradient of the prediction recorded; see `td_loss`."""
+        return td_loss(
+            self._online,
+            self._target,
+            batch,
+            variant=self.config.variant,
+            loss=self.config.loss,
+            huber_delta=self.config.huber_delta,
+            online_next=self._online_next,
+        )
+
+    def update(self, batch: Transition) -> UpdateMetrics:
+        """One gradient step on a batch.
+
+        Counts one update, and with `target_update_unit="updates"` syncs the target network when
+        the period is complete.
+        """
+        loss, *seen = self.td_loss(batch)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        max_norm = self.config.max_grad_norm
+        grad_norm = nn.utils.clip_grad_norm_(
+            self.q_net.parameters(), torch.inf if max_norm is None else max_norm
+        )
+        self.optimizer.step()
+        self.count(updates=1)
+        return UpdateMetrics(loss.detach(), *seen, grad_norm)
+
+    def count(self, *, steps: int = 0, episodes: int = 0, updates: int = 0) -> bool:
+        """Add to the counters; sync the target network if they complete its period.
+
+        The period is complete when the counter of `target_update_unit` reaches or passes a
+        multiple of `target_update_interval`, so it holds for any number of environments.
+
+        Args:
+            steps: New environment steps.
+            episodes: Newly finished episodes.
+            updates: New gradient updates; `update` counts its own.
+
+        Returns:
+            Whether the target network was synced.
+        """
+        interval = self.config.target_update_interval
+        unit = self.config.target_update_unit
+        before = self.counts[unit] // interval
+        self.counts["steps"] += steps
+        self.counts["episodes"] += episodes
+        self.counts["updates"] += updates
+        due = self.counts[unit] // interval > before
+        if due:
+            self.sync_target()
+        return due
+
+    @torch.no_grad()
+    def sync_target(self) -> None:
+        """target <- tau * online + (1 - tau) * target; buffers (batch statistics) are copied.
+
+        Does nothing for `"vanilla"`, whose target network is the online network.
+        """
+        if self.target_net is self.q_net:
+            return
+        online, target = list(self.q_net.parameters()), list(self.target_net.parameters())
+        if self.config.tau == 1.0:
+            torch._foreach_copy_(target, online)
+        else:
+            torch._foreach_lerp_(target, online, self.config.tau)
+        for buffer, source in zip(self.target_net.buffers(), self.q_net.buffers(), strict=True):
+            buffer.copy_(source)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, optimiser and counters. `"vanilla"` has no entry `target_net`."""
+        state: dict[str, Any] = {
+            "q_net": self.q_net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "counts": dict(self.counts),
+        }
+        if self.target_net is not self.q_net:
+            state["target_net"] = self.target_net.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave; the mapping is not changed.
+
+        Raises:
+            ValueError: the state is of a learner with a target network and this one has none,
+                or the other way round, or an entry is missing.
+        """
+        wanted = set(self.state_dict())
+        if wanted != set(state):
+            raise ValueError(
+                f"the state has the entries {sorted(state)}; a learner with "
+                f"variant={self.config.variant!r} needs {sorted(wanted)}"
+            )
+        self.q_net.load_state_dict(state["q_net"])
+        if self.target_net is not self.q_net:
+            self.target_net.load_state_dict(state["target_net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.counts.update(state["counts"])
+
+    def _online(self, observations: Observations) -> torch.Tensor:
+        return self._q_values(self.q_net, observations)
+
+    def _online_next(self, observations: Observations) -> torch.Tensor:
+        # s' is evaluated as the target network evaluates it: no dropout, and no batch statistics
+        # that the running ones would take up.
+        with _evaluating(self.q_net):
+            return self._q_values(self.q_net, observations)
+
+    def _target(self, observations: Observations) -> torch.Tensor:
+        return self._q_values(self.target_net, observations)
+
+
+def _call(module: nn.Module, observations: Observations) -> torch.Tensor:
+    q_values: torch.Tensor = module(observations)
+    return q_values
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    training = module.training
+    if training:
+        module.eval()
+    try:
+        yield
+    finally:
+        if training:
+            module.train()
+
+
+def _check_batch(q_values: torch.Tensor, batch: Transition) -> None:
+    size = len(q_values)
+    if q_values.ndim != 2:
+        raise ValueError(f"the Q-network must return (B, A), got {tuple(q_values.shape)}")
+    for name in ("actions", "rewards", "discounts", "weights"):
+        values = getattr(batch, name)
+        if values is not None and values.shape != (size,):
+            raise ValueError(f"{name} must have shape ({size},), got {tuple(values.shape)}")
