@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -14,6 +14,32 @@ Loss = Literal["huber", "mse"]
 TargetUpdateUnit = Literal["steps", "episodes", "updates"]
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
+
+_CHOICES = {
+    "variant": VARIANTS,
+    "loss": get_args(Loss),
+    "target_update_unit": get_args(TargetUpdateUnit),
+}
+_FLOATS: dict[str, dict[str, Any]] = {
+    "learning_rate": {"open_low": True},
+    "adam_eps": {"open_low": True},
+    "huber_delta": {"open_low": True},
+    "gamma": {"high": 1.0},
+    "tau": {"open_low": True, "high": 1.0},
+    "exploration_initial_eps": {"high": 1.0},
+    "exploration_final_eps": {"high": 1.0},
+    "exploration_fraction": {"high": 1.0},
+    "max_grad_norm": {"open_low": True, "none": True},
+}
+_INTS = {
+    "buffer_size": 1,
+    "learning_starts": 0,
+    "batch_size": 1,
+    "train_freq": 1,
+    "gradient_steps": 1,
+    "target_update_interval": 1,
+    "exploration_steps": 0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,33 +120,23 @@ class DQNConfig:
     """Units of the hidden layers of the MLP; `()` is a linear Q-function."""
 
     def __post_init__(self) -> None:
-        self._check_choice("variant", VARIANTS)
-        self._check_choice("loss", get_args(Loss))
-        self._check_choice("target_update_unit", get_args(TargetUpdateUnit))
-        for name in ("learning_rate", "adam_eps", "huber_delta"):
-            self._check_float(name, low=0.0, open_low=True)
-        self._check_float("tau", low=0.0, high=1.0, open_low=True)
-        for name in (
-            "gamma",
-            "exploration_initial_eps",
-            "exploration_final_eps",
-            "exploration_fraction",
-        ):
-            self._check_float(name, low=0.0, high=1.0)
-        if self.max_grad_norm is not None:
-            self._check_float("max_grad_norm", low=0.0, open_low=True, none="or None")
-        for name in (
-            "buffer_size",
-            "batch_size",
-            "train_freq",
-            "gradient_steps",
-            "target_update_interval",
-        ):
-            self._check_int(name, low=1)
-        self._check_int("learning_starts", low=0)
-        if self.exploration_steps is not None:
-            self._check_int("exploration_steps", low=0, none="or None")
-        self._check_hidden_sizes()
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                accepted = "one of " + ", ".join(map(repr, choices))
+                raise rejected(name, getattr(self, name), accepted)
+        for name, bounds in _FLOATS.items():
+            self._normalise(name, checked_float(name, getattr(self, name), **bounds))
+        for name, low in _INTS.items():
+            none = name == "exploration_steps"
+            self._normalise(name, checked_int(name, getattr(self, name), low=low, none=none))
+        sizes = self.hidden_sizes
+        accepted = "a tuple of integers >= 1"
+        if isinstance(sizes, str) or not isinstance(sizes, Sequence):
+            raise rejected("hidden_sizes", sizes, accepted)
+        numbers = tuple(map(_as_int, sizes))
+        if any(number is None or number < 1 for number in numbers):
+            raise rejected("hidden_sizes", sizes, accepted)
+        self._normalise("hidden_sizes", numbers)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-compatible values; `from_dict` is the inverse."""
@@ -135,63 +151,58 @@ class DQNConfig:
                 raise ValueError(f"unknown field {name!r}; the fields are {', '.join(known)}")
         return cls(**values)
 
-    def _set(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)  # normalise once; the instance is frozen afterwards
+    def _normalise(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # once, here; the instance is frozen afterwards
 
-    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, str) or value not in choices:
-            raise _rejected(name, value, "one of " + ", ".join(map(repr, choices)))
 
-    def _check_float(
-        self,
-        name: str,
-        *,
-        low: float,
-        high: float = math.inf,
-        open_low: bool = False,
-        none: str = "",
-    ) -> None:
-        value = getattr(self, name)
-        right = ", inf)" if high == math.inf else f", {high:g}]"
-        accepted = f"a number in {'(' if open_low else '['}{low:g}{right} {none}".rstrip()
-        try:
-            if isinstance(value, (bool, str)):
-                raise TypeError
-            number = float(value)
-        except (TypeError, ValueError):
-            raise _rejected(name, value, accepted) from None
-        above = number > low if open_low else number >= low
-        if not (above and number <= high and math.isfinite(number)):
-            raise _rejected(name, value, accepted)
-        self._set(name, number)
+def checked_int(name: str, value: object, *, low: int, none: bool = False) -> int | None:
+    """Return `value` as an int, or raise `ValueError` unless it is an integer >= `low`.
 
-    def _check_int(self, name: str, *, low: int, none: str = "") -> None:
-        number = _as_int(getattr(self, name))
-        if number is None or number < low:
-            raise _rejected(name, getattr(self, name), f"an integer >= {low} {none}".rstrip())
-        self._set(name, number)
+    None is returned as it is where `none` allows it. Floats are refused, also whole ones.
+    """
+    if value is None and none:
+        return None
+    number = _as_int(value)
+    if number is None or number < low:
+        raise rejected(name, value, f"an integer >= {low}", none=none)
+    return number
 
-    def _check_hidden_sizes(self) -> None:
-        accepted = "a tuple of integers >= 1"
-        try:
-            sizes = tuple(self.hidden_sizes)
-        except TypeError:
-            raise _rejected("hidden_sizes", self.hidden_sizes, accepted) from None
-        numbers = [_as_int(size) for size in sizes]
-        if isinstance(self.hidden_sizes, str) or any(n is None or n < 1 for n in numbers):
-            raise _rejected("hidden_sizes", self.hidden_sizes, accepted)
-        self._set("hidden_sizes", tuple(numbers))
+
+def checked_float(
+    name: str,
+    value: Any,
+    *,
+    low: float = 0.0,
+    high: float = math.inf,
+    open_low: bool = False,
+    none: bool = False,
+) -> float | None:
+    """Return `value` as a float, or raise `ValueError` unless it is finite and within the range.
+
+    None is returned as it is where `none` allows it.
+    """
+    if value is None and none:
+        return None
+    try:
+        number = math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    above = number > low if open_low else number >= low
+    if not (above and number <= high and math.isfinite(number)):
+        right = "inf)" if high == math.inf else f"{high:g}]"
+        accepted = f"a number in {'(' if open_low else '['}{low:g}, {right}"
+        raise rejected(name, value, accepted, none=none)
+    return number
+
+
+def rejected(name: str, value: object, accepted: str, *, none: bool = False) -> ValueError:
+    """The error for a value that is not accepted: it names the argument, the value, the remedy."""
+    suffix = " or None" if none else ""
+    return ValueError(f"{name}={value!r} is not accepted; {name} must be {accepted}{suffix}")
 
 
 def _as_int(value: object) -> int | None:
-    if isinstance(value, bool):
-        return None
     try:
-        return operator.index(value)  # type: ignore[arg-type]
+        return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         return None
-
-
-def _rejected(name: str, value: object, accepted: str) -> ValueError:
-    return ValueError(f"{name}={value!r} is not accepted; {name} must be {accepted}")

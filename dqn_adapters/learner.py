@@ -186,16 +186,18 @@ class DQNLearner:
         Counts one update, and with `target_update_unit="updates"` syncs the target network when
         the period is complete.
         """
-        loss, *seen = self.td_loss(batch)
+        seen = self.td_loss(batch)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        seen.loss.backward()  # type: ignore[no-untyped-call]
         max_norm = self.config.max_grad_norm
         grad_norm = nn.utils.clip_grad_norm_(
             self.q_net.parameters(), torch.inf if max_norm is None else max_norm
         )
         self.optimizer.step()
         self.count(updates=1)
-        return UpdateMetrics(loss.detach(), *seen, grad_norm)
+        return UpdateMetrics(
+            seen.loss.detach(), seen.td_error, seen.q_value, seen.td_target, grad_norm
+        )
 
     def count(self, *, steps: int = 0, episodes: int = 0, updates: int = 0) -> bool:
         """Add to the counters; sync the target network if they complete its period.
@@ -230,7 +232,8 @@ class DQNLearner:
         """
         if self.target_net is self.q_net:
             return
-        online, target = list(self.q_net.parameters()), list(self.target_net.parameters())
+        online: list[torch.Tensor] = list(self.q_net.parameters())
+        target: list[torch.Tensor] = list(self.target_net.parameters())
         if self.config.tau == 1.0:
             torch._foreach_copy_(target, online)
         else:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from dqn_adapters.config import checked_int
 from dqn_adapters.transition import EnvStep, Transition, to_tensor
 
 
@@ -36,8 +37,7 @@ class UniformReplay:
         generator: np.random.Generator,
         device: torch.device | str = "cpu",
     ) -> None:
-        if capacity < 1:
-            raise ValueError(f"capacity={capacity} is not accepted; it must be an integer >= 1")
+        checked_int("capacity", capacity, low=1)
         shape, dtype = observation_space.shape, observation_space.dtype
         if shape is None or dtype is None:
             raise ValueError(f"observations of {observation_space} cannot be stored in one array")
