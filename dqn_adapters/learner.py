@@ -268,7 +268,8 @@ class DQNLearner:
         self.q_net.load_state_dict(state["q_net"])
         if self.target_net is not self.q_net:
             self.target_net.load_state_dict(state["target_net"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # A copy: torch's optimisers go on working in the very tensors that they are given.
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.counts.update(state["counts"])
 
     def _online(self, observations: Observations) -> torch.Tensor:
