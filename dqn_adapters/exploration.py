@@ -77,9 +77,7 @@ def epsilon_greedy(
     return np.where(explores, random_actions, greedy())
 
 
-def check_action_masks(
-    action_masks: NDArray[np.bool_], num_envs: int, num_actions: int
-) -> None:
+def check_action_masks(action_masks: NDArray[np.bool_], num_envs: int, num_actions: int) -> None:
     """Raise `ValueError` unless the masks are `(N, A)`, boolean, and each row allows an action."""
     if action_masks.shape != (num_envs, num_actions):
         raise ValueError(

@@ -42,9 +42,7 @@ TARGETS = {"vanilla": 4.5, "target": 3.5, "double": 2.5}
 def table_learner(variant: Variant, **config: Any) -> DQNLearner:
     target = None if variant == "vanilla" else Table(TARGET)
     config = {"learning_rate": 0.1, "max_grad_norm": None, **config}
-    return DQNLearner(
-        Table(ONLINE), DQNConfig(variant=variant, **config), target_net=target
-    )
+    return DQNLearner(Table(ONLINE), DQNConfig(variant=variant, **config), target_net=target)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -190,7 +188,7 @@ def test_target_is_frozen_between_syncs_and_equal_after(unit: str) -> None:
 
 
 def test_the_period_holds_for_any_number_of_environments() -> None:
-    """A period of 10 with 4 environments: synced on passing 10, 20, 30, 40, ... (SB3 floors to 8)."""
+    """A period of 10 with 4 environments: synced on passing 10, 20, 30, ... (SB3 floors to 8)."""
     learner = DQNLearner(mlp(), DQNConfig(target_update_interval=10))
     synced_at = [i * 4 for i in range(1, 16) if learner.count(steps=4)]
     assert synced_at == [12, 20, 32, 40, 52, 60]
