@@ -181,12 +181,16 @@ class DQNLearner:
         )
 
     def update(self, batch: Transition) -> UpdateMetrics:
-        """One gradient step on a batch.
+        """One gradient step on a batch; counts one update.
 
-        Counts one update, and with `target_update_unit="updates"` syncs the target network when
-        the period is complete.
+        With `target_update_unit="updates"` the first update after a complete period syncs the
+        target network: with the weights that it began with, after its own TD targets. This is
+        Tianshou's order, whose unit it is.
         """
         seen = self.td_loss(batch)
+        complete = self.num_updates % self.config.target_update_interval == 0
+        if self.config.target_update_unit == "updates" and self.num_updates and complete:
+            self.sync_target()
         self.optimizer.zero_grad()
         seen.loss.backward()  # type: ignore[no-untyped-call]
         max_norm = self.config.max_grad_norm
@@ -194,21 +198,21 @@ class DQNLearner:
             self.q_net.parameters(), torch.inf if max_norm is None else max_norm
         )
         self.optimizer.step()
-        self.count(updates=1)
+        self.counts["updates"] += 1
         return UpdateMetrics(
             seen.loss.detach(), seen.td_error, seen.q_value, seen.td_target, grad_norm
         )
 
-    def count(self, *, steps: int = 0, episodes: int = 0, updates: int = 0) -> bool:
+    def count(self, *, steps: int = 0, episodes: int = 0) -> bool:
         """Add to the counters; sync the target network if they complete its period.
 
         The period is complete when the counter of `target_update_unit` reaches or passes a
-        multiple of `target_update_interval`, so it holds for any number of environments.
+        multiple of `target_update_interval`, so it holds for any number of environments. Updates
+        are counted by `update`.
 
         Args:
             steps: New environment steps.
             episodes: Newly finished episodes.
-            updates: New gradient updates; `update` counts its own.
 
         Returns:
             Whether the target network was synced.
@@ -218,7 +222,6 @@ class DQNLearner:
         before = self.counts[unit] // interval
         self.counts["steps"] += steps
         self.counts["episodes"] += episodes
-        self.counts["updates"] += updates
         due = self.counts[unit] // interval > before
         if due:
             self.sync_target()

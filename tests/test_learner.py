@@ -172,7 +172,7 @@ def test_the_target_is_another_network(variant: Variant) -> None:
     assert all(p.requires_grad for p in net.parameters())
 
 
-@pytest.mark.parametrize("unit", ["steps", "episodes", "updates"])
+@pytest.mark.parametrize("unit", ["steps", "episodes"])
 def test_target_is_frozen_between_syncs_and_equal_after(unit: str) -> None:
     config = DQNConfig(target_update_interval=3, target_update_unit=unit, learning_rate=0.1)
     learner = DQNLearner(mlp(), config)
@@ -180,9 +180,26 @@ def test_target_is_frozen_between_syncs_and_equal_after(unit: str) -> None:
     for i in range(1, 8):
         before = copy.deepcopy(learner.target_net.state_dict())
         learner.update(random_batch(rng))
-        synced = learner.count(**{unit: 1}) if unit != "updates" else i % 3 == 0
+        synced = learner.count(**{unit: 1})
         assert synced == (i % 3 == 0)
         source = learner.q_net.state_dict() if synced else before
+        for name, value in learner.target_net.state_dict().items():
+            assert torch.equal(value, source[name])
+
+
+def test_a_period_in_updates_is_synced_after_the_targets_and_before_the_step() -> None:
+    config = DQNConfig(target_update_interval=3, target_update_unit="updates", learning_rate=0.1)
+    learner = DQNLearner(mlp(), config)
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        batch = random_batch(rng)
+        old, online = (
+            copy.deepcopy(net.state_dict()) for net in (learner.target_net, learner.q_net)
+        )
+        expected_targets = learner.td_loss(batch).td_target
+        assert torch.equal(learner.update(batch).td_target, expected_targets)
+        assert not learner.count(steps=1)
+        source = online if i in (3, 6) else old
         for name, value in learner.target_net.state_dict().items():
             assert torch.equal(value, source[name])
 

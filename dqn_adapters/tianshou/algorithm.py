@@ -1,0 +1,261 @@
+"""The algorithm: Tianshou's hooks around the learner of the core."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, Unpack, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tianshou.algorithm.algorithm_base import OffPolicyAlgorithm
+from tianshou.algorithm.modelfree.dqn import DiscreteQLearningPolicy
+from tianshou.algorithm.modelfree.reinforce import SimpleLossTrainingStats
+from tianshou.algorithm.optim import AdamOptimizerFactory, OptimizerFactory
+from tianshou.trainer import OffPolicyTrainerParams
+from tianshou.utils.lagged_network import EvalModeModuleWrapper
+from tianshou.utils.torch_utils import torch_device
+
+from dqn_adapters.config import DQNConfig, rejected
+from dqn_adapters.exploration import LinearSchedule, epsilon_schedule
+from dqn_adapters.learner import DQNLearner
+from dqn_adapters.tianshou.options import SCHEDULE, Options, config_from_options
+from dqn_adapters.tianshou.policy import DQNPolicy, split_mask
+from dqn_adapters.tianshou.trainer import DQNTrainer
+from dqn_adapters.transition import Observations, Transition
+
+TPolicy = TypeVar("TPolicy", bound=DiscreteQLearningPolicy[Any])
+
+
+@dataclass(kw_only=True)
+class DQNTrainingStats(SimpleLossTrainingStats):
+    """What one gradient update saw, as means over the batch."""
+
+    q_value: float
+    """The prediction Q(s, a)."""
+
+    td_target: float
+    td_error: float
+    """Target - prediction, in absolute value."""
+
+    grad_norm: float
+    """The global L2 norm of the gradient before clipping."""
+
+    epsilon: float
+    """Probability with which training data is collected at random."""
+
+
+class DQN(OffPolicyAlgorithm[TPolicy]):
+    """DQN in three variants, as an algorithm of Tianshou.
+
+    Tianshou's own names (`gamma`, `n_step_return_horizon`, `target_update_freq`, `is_double`,
+    `huber_loss_delta`) and defaults work as they do there. The documented way are the fields of
+    `DQNConfig`: `variant`, `target_update_interval` (environment steps), `tau`, `loss`,
+    `huber_delta`, `max_grad_norm`, `exploration_*`. Their defaults are those of `DQNConfig`,
+    except where Tianshou has others: `loss="mse"`, no clipping, no warm-up, no epsilon schedule
+    unless an option of it is given, and no target network unless one is asked for.
+
+    Args:
+        policy: The policy that acts; its model is what is learned.
+        optim: Makes the optimiser of the model. None: Adam as in `config`.
+        config: All hyper-parameters at once, in place of any keyword. Batch size and update ratio
+            are the trainer's: `trainer_params` gives them.
+        **options: See `Options`.
+
+    Raises:
+        ValueError: a value is not accepted, or two contradict each other.
+        TypeError: there is no such option.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: TPolicy,
+        optim: OptimizerFactory | None = None,
+        config: DQNConfig | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(policy=policy)
+        if config is None and optim is None:
+            raise ValueError("optim is missing: write optim=AdamOptimizerFactory(lr=...)")
+        if config is not None and options:
+            raise ValueError(
+                f"config and {', '.join(options)} are given: write dataclasses.replace(config, ...)"
+            )
+        self.config = config_from_options(options) if config is None else config
+        optim = optim or AdamOptimizerFactory(self.config.learning_rate, eps=self.config.adam_eps)
+        self.optim = self._create_optimizer(policy.model, optim)
+        self.learner = DQNLearner(
+            policy.model, self.config, optimizer=self.optim._optim, q_values=_q_values
+        )
+        self.model_old = (
+            None
+            if self.config.variant == "vanilla"
+            else EvalModeModuleWrapper(self.learner.target_net)
+        )
+        self._explores = config is not None or any(name in options for name in SCHEDULE)
+        self._exploration_steps = self.config.exploration_steps
+        self._set_epsilon()
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether actions are still uniformly random and nothing is learned."""
+        return self.learner.counts["steps"] <= self.config.learning_starts > 0
+
+    def count(self, *, steps: int = 0, episodes: int = 0) -> bool:
+        """Tell of new environment steps and finished episodes, after collecting them.
+
+        `run_training` does so. Whoever calls `update` in a loop of their own calls this before:
+        the period of the target network and the epsilon schedule are counted in these.
+
+        Returns:
+            Whether the target network was synced.
+        """
+        synced = self.learner.count(steps=steps, episodes=episodes)
+        self._set_epsilon()
+        return synced
+
+    def start_schedule(self, total_timesteps: int) -> None:
+        """Fix the length of the epsilon schedule, unless it is fixed; `run_training` does so."""
+        if self._exploration_steps is None:
+            self._exploration_steps = epsilon_schedule(self.config, total_timesteps).steps
+        self._set_epsilon()
+
+    def _set_epsilon(self) -> None:
+        if not self._explores:
+            return
+        config, step, length = self.config, self.learner.counts["steps"], self._exploration_steps
+        epsilon = 1.0
+        if length is not None and step >= config.learning_starts:
+            initial, final = config.exploration_initial_eps, config.exploration_final_eps
+            epsilon = LinearSchedule(initial, final, length)(step)
+        self.policy.set_eps_training(epsilon)
+
+    def create_trainer(self, params: OffPolicyTrainerParams) -> DQNTrainer:
+        """The trainer of `run_training`.
+
+        Raises:
+            ValueError: the buffer or the collector cannot give what the algorithm needs.
+        """
+        collector = params.training_collector
+        _check_buffer(collector.buffer)
+        if self._explores and not getattr(collector, "exploration_noise", True):
+            raise rejected(
+                "exploration_noise",
+                False,
+                "True in the training collector: the epsilon schedule acts through it",
+            )
+        return DQNTrainer(self, params)
+
+    def _preprocess_batch(self, batch: Any, buffer: Any, indices: NDArray[Any]) -> Any:
+        _check_buffer(buffer)
+        config, counts = self.config, self.learner.counts
+        if self.model_old and config.target_update_unit != "updates" and not counts["steps"]:
+            raise RuntimeError(
+                f"the target network is synced every {config.target_update_interval} "
+                f"{config.target_update_unit}, and none were counted: train by run_training or "
+                "call algorithm.count(steps=..., episodes=...) after collecting"
+            )
+        return batch
+
+    def _update_with_batch(self, batch: Any) -> DQNTrainingStats:
+        metrics = self.learner.update(self._transition(batch))
+        batch.weight = metrics.td_error  # the new priorities, if the buffer has any
+        means = torch.stack(
+            [
+                metrics.loss,
+                metrics.q_value.mean(),
+                metrics.td_target.mean(),
+                metrics.td_error.abs().mean(),
+                metrics.grad_norm,
+            ]
+        )
+        loss, q_value, td_target, td_error, grad_norm = means.tolist()
+        return DQNTrainingStats(
+            loss=loss,
+            q_value=q_value,
+            td_target=td_target,
+            td_error=td_error,
+            grad_norm=grad_norm,
+            epsilon=self.policy.eps_training,
+        )
+
+    def _transition(self, batch: Any) -> Transition:
+        device = torch_device(self.policy.model)
+        observations, _ = split_mask(batch.obs)
+        next_observations, masks = split_mask(batch.obs_next)
+        discounts = np.where(batch.terminated, 0.0, self.config.gamma)  # a time limit bootstraps
+        weights = getattr(batch, "weight", None)
+        return Transition(
+            # As they are: a model of Tianshou converts its observations itself.
+            observations=cast(Observations, observations),
+            actions=torch.as_tensor(batch.act, dtype=torch.int64, device=device),
+            rewards=torch.as_tensor(batch.rew, dtype=torch.float32, device=device),
+            discounts=torch.as_tensor(discounts, dtype=torch.float32, device=device),
+            next_observations=cast(Observations, next_observations),
+            next_action_masks=None if masks is None else torch.as_tensor(masks, device=device),
+            weights=(
+                None
+                if weights is None
+                else torch.as_tensor(weights, dtype=torch.float32, device=device)
+            ),
+        )
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What `state_dict` holds beside networks and optimiser."""
+        policy = self.policy
+        return {
+            "counts": dict(self.learner.counts),
+            "exploration_steps": self._exploration_steps,
+            "eps_training": policy.eps_training,
+            "eps_inference": policy.eps_inference,
+            "lr_schedulers": [scheduler.state_dict() for scheduler in self.lr_schedulers],
+            "random_state": policy.random_state if isinstance(policy, DQNPolicy) else None,
+        }
+
+    def set_extra_state(self, state: Any) -> None:
+        """Restore what `get_extra_state` gave."""
+        self.learner.counts.update(state["counts"])
+        self._exploration_steps = state["exploration_steps"]
+        self.policy.set_eps_training(state["eps_training"])
+        self.policy.set_eps_inference(state["eps_inference"])
+        for scheduler, saved in zip(self.lr_schedulers, state["lr_schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
+        if isinstance(self.policy, DQNPolicy) and state["random_state"] is not None:
+            self.policy.random_state = state["random_state"]
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Restore what `state_dict` gave; the mapping is not changed.
+
+        A checkpoint of Tianshou's own DQN loads too; it has no counters, so these stay as they
+        are.
+
+        Raises:
+            ValueError: entries are missing or too many; nothing is changed then.
+        """
+        state: Any = copy.deepcopy(state_dict)
+        state.setdefault("_extra_state", self.get_extra_state())
+        odd = set(self.state_dict()) ^ set(state)  # type: ignore[no-untyped-call]
+        if strict and odd:
+            raise ValueError(
+                f"the state does not fit a DQN with variant={self.config.variant!r}: "
+                f"{', '.join(sorted(odd))} are in one and not in the other"
+            )
+        return super().load_state_dict(state, strict=strict, assign=assign)
+
+
+def _q_values(model: torch.nn.Module, observations: Observations) -> torch.Tensor:
+    q_values: torch.Tensor = model(observations, state=None, info=None)[0]
+    return q_values
+
+
+def _check_buffer(buffer: Any) -> None:
+    if buffer.options.get("ignore_obs_next"):
+        raise ValueError(
+            "ignore_obs_next=True is not accepted: such a buffer gives s itself for the s' of a "
+            "truncated or a newest step; ignore_obs_next must be False"
+        )

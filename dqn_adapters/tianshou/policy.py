@@ -1,0 +1,114 @@
+"""The policy: epsilon-greedy over the Q-values of the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from tianshou.algorithm.modelfree.dqn import DiscreteQLearningPolicy
+
+from dqn_adapters.config import rejected
+from dqn_adapters.exploration import check_action_masks, epsilon_greedy
+
+
+def split_mask(obs: Any) -> tuple[Any, NDArray[np.bool_] | None]:
+    """Observations and their action masks, by Tianshou's convention `Batch(obs=..., mask=...)`."""
+    mask = getattr(obs, "mask", None)
+    return getattr(obs, "obs", obs), None if mask is None else np.asarray(mask, np.bool_)
+
+
+class DQNPolicy(DiscreteQLearningPolicy[torch.nn.Module]):
+    """Tianshou's `DiscreteQLearningPolicy` that explores and masks by the rules of the core.
+
+    Every environment draws for itself, uniformly over its legal actions, from a generator of the
+    policy. A `Discrete` that starts at k is acted in as k .. k + n - 1; the model and the buffer
+    see 0 .. n - 1.
+
+    Args:
+        model: `model(obs, state=, info=)` gives Q-values `(B, A)` and the next hidden state.
+        action_space: A `Discrete`.
+        observation_space: Of one environment; not used by the policy itself.
+        eps_training: Probability of a random action while training data is collected, in [0, 1].
+            An epsilon schedule of the algorithm replaces it.
+        eps_inference: The same for every other use.
+        seed: Decides the exploration; None draws fresh entropy.
+
+    Raises:
+        ValueError: the action space is not a `Discrete`.
+    """
+
+    action_space: spaces.Discrete
+
+    def __init__(
+        self,
+        *,
+        model: torch.nn.Module,
+        action_space: spaces.Space[Any],
+        observation_space: spaces.Space[Any] | None = None,
+        eps_training: float = 0.0,
+        eps_inference: float = 0.0,
+        seed: int | np.random.SeedSequence | None = None,
+    ) -> None:
+        if not isinstance(action_space, spaces.Discrete):
+            raise rejected("action_space", action_space, "a Discrete")
+        super().__init__(
+            model=model,
+            action_space=action_space,
+            observation_space=observation_space,
+            eps_training=eps_training,
+            eps_inference=eps_inference,
+        )
+        if not isinstance(seed, np.random.SeedSequence):
+            seed = np.random.SeedSequence(seed)
+        # Two streams: whether and how often one evaluates must not change the training.
+        self._generators = [np.random.default_rng(child) for child in seed.spawn(2)]
+
+    def compute_q_value(self, logits: torch.Tensor, mask: NDArray[Any] | None) -> torch.Tensor:
+        """The Q-values `(B, A)`, -inf where an action is illegal.
+
+        Raises:
+            ValueError: the mask has another shape, or a row allows no action.
+        """
+        if mask is None:
+            return logits
+        legal = np.asarray(mask, np.bool_)
+        check_action_masks(legal, len(logits), logits.shape[-1])
+        return torch.where(torch.as_tensor(legal, device=logits.device), logits, -torch.inf)
+
+    def add_exploration_noise(self, act: Any, batch: Any) -> Any:
+        """The actions `(N,)`, each replaced by a random legal one with probability epsilon."""
+        training = self.is_within_training_step
+        epsilon = self.eps_training if training else self.eps_inference
+        if epsilon == 0.0:
+            return act
+        return epsilon_greedy(
+            lambda: act,
+            epsilon,
+            num_envs=len(act),
+            num_actions=int(self.action_space.n),
+            generator=self._generators[training],
+            action_masks=split_mask(batch.obs)[1],
+        )
+
+    def map_action(self, act: Any) -> NDArray[Any]:
+        """From 0 .. n - 1 to the actions of the environment."""
+        actions: NDArray[Any] = self._action_to_numpy(act) + self.action_space.start
+        return actions
+
+    def map_action_inverse(self, act: Any) -> NDArray[Any]:
+        """From the actions of the environment to 0 .. n - 1."""
+        actions: NDArray[Any] = self._action_to_numpy(act) - self.action_space.start
+        return actions
+
+    @property
+    def random_state(self) -> list[dict[str, Any]]:
+        """The state of the exploration's generators; set it to go on from there."""
+        return [dict(generator.bit_generator.state) for generator in self._generators]
+
+    @random_state.setter
+    def random_state(self, states: list[dict[str, Any]]) -> None:
+        for generator, state in zip(self._generators, states, strict=True):
+            generator.bit_generator.state = state
