@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,18 +11,25 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from numpy.typing import ArrayLike, NDArray
 
 from dqn_adapters import checkpoint
 from dqn_adapters.config import DQNConfig, checked_int
-from dqn_adapters.environments import make_stepper
-from dqn_adapters.exploration import LinearSchedule, epsilon_greedy, epsilon_schedule
+from dqn_adapters.environments import Masks, as_masks, make_stepper
+from dqn_adapters.exploration import (
+    LinearSchedule,
+    beta_schedule,
+    check_action_masks,
+    epsilon_greedy,
+    epsilon_schedule,
+)
 from dqn_adapters.learner import DQNLearner, UpdateMetrics
-from dqn_adapters.networks import MLP, seeded_initialization
-from dqn_adapters.replay import UniformReplay
+from dqn_adapters.networks import QNetwork, seeded_initialization
+from dqn_adapters.replay import ReplayBuffer
 from dqn_adapters.targets import greedy_actions
-from dqn_adapters.transition import to_tensor
+from dqn_adapters.transition import Arrays, map_arrays, to_tensor, to_tensors
 
 
 class TrainingStep(NamedTuple):
@@ -52,7 +60,9 @@ class DQNAgent:
 
     Args:
         env: An environment, a vector environment (in any autoreset mode), or an id. Observations
-            are a `Box`, flattened for the MLP, or a `Discrete`; actions are `Discrete`.
+            are a Box, Discrete, MultiBinary, MultiDiscrete, or a Dict of these; actions are
+            Discrete. A mask of legal actions is taken from `"action_mask"` in the observation or
+            in `info`, or from the environment's method `action_masks()`.
         config: Hyper-parameters; None is `DQNConfig()`.
         seed: Decides everything that is random: network, environment, actions, replay.
             None draws fresh entropy.
@@ -77,7 +87,8 @@ class DQNAgent:
         self.config = config
         self.device = resolve_device(device)
         self._stepper = make_stepper(env)
-        self.observation_space = self._stepper.observation_space
+        self.observation_space = self._stepper.view.space
+        """What the network sees: the environment's space, without an `"action_mask"` in it."""
         self.action_space = self._stepper.action_space
         env_seed, net_seed, act_seed, replay_seed = np.random.SeedSequence(
             checked_int("seed", seed, low=0, none=True)
@@ -85,18 +96,24 @@ class DQNAgent:
         self._env_generator = np.random.default_rng(env_seed)
         self._generator = np.random.default_rng(act_seed)
         with seeded_initialization(int(net_seed.generate_state(1)[0])):
-            q_net = MLP(self.observation_space, int(self.action_space.n), config.hidden_sizes)
+            q_net = QNetwork(
+                self.observation_space,
+                int(self.action_space.n),
+                config.hidden_sizes,
+                dueling=config.dueling,
+            )
         self.learner = DQNLearner(q_net.to(self.device), config)
-        self.replay = UniformReplay(
-            config.buffer_size,
+        self.replay = ReplayBuffer.from_config(
+            config,
             self.observation_space,
-            gamma=config.gamma,
+            num_envs=self._stepper.num_envs,
             generator=np.random.default_rng(replay_seed),
             device=self.device,
         )
         self.num_timesteps = 0
         """Environment steps taken, all environments together."""
-        self._schedule: LinearSchedule | None = None
+        self._schedule: LinearSchedule | None = None  # of epsilon; the first `learn` fixes it
+        self._beta = beta_schedule(config, 1)  # of the importance weights, likewise
         self._episode_returns = np.zeros(self._stepper.num_envs)
         self._episode_lengths = np.zeros(self._stepper.num_envs, np.int64)
         self._started = False
@@ -161,13 +178,16 @@ class DQNAgent:
         config, stepper = self.config, self._stepper
         if self._schedule is None:
             self._schedule = epsilon_schedule(config, total_timesteps)
+            self._beta = beta_schedule(config, total_timesteps)
         if not self._started:
             stepper.reset(int(self._env_generator.integers(2**31)))
+            self.replay.cut()  # a loaded buffer may end within an episode
             self._started = True
         end = self.num_timesteps + total_timesteps
         while self.num_timesteps < end:
             epsilon = self.epsilon
-            step = stepper.step(self._act(stepper.observations, epsilon))
+            actions = self._act(stepper.observations, epsilon, stepper.action_masks)
+            step = stepper.step(actions)
             self.replay.add(step)
             before = self.num_timesteps
             self.num_timesteps += int(step.valid.sum())
@@ -184,51 +204,91 @@ class DQNAgent:
             metrics = None
             phases = self.num_timesteps // config.train_freq - before // config.train_freq
             if self.num_timesteps > config.learning_starts:
+                self.replay.beta = self._beta(self.num_timesteps)
                 for _ in range(phases * config.gradient_steps):
-                    metrics = self.learner.update(self.replay.sample(config.batch_size))
+                    metrics = self._update()
             yield TrainingStep(self, self.num_timesteps, epsilon, returns, lengths, metrics)
 
+    def _update(self) -> UpdateMetrics:
+        indices = self.replay.draw(self.config.batch_size)
+        metrics = self.learner.update(self.replay.gather(indices))
+        if self.replay.prioritized:
+            self.replay.update_priorities(indices, metrics.td_error)
+        return metrics
+
     def predict(
-        self, observation: ArrayLike, deterministic: bool = True
+        self,
+        observation: Any,
+        deterministic: bool = True,
+        *,
+        action_masks: ArrayLike | None = None,
     ) -> int | NDArray[np.int64]:
         """Choose an action.
 
         Args:
-            observation: One observation, or a batch `(N, ...)` of them.
+            observation: One observation of the environment, or a batch `(N, ...)` of them; of a
+                Dict space a dictionary of these. Its `"action_mask"`, if it has one, is heeded.
             deterministic: True is greedy; False explores with the current `epsilon`.
+            action_masks: Which actions are legal, `(A,)` or `(N, A)`, True or 1 is legal.
 
         Returns:
             An action of the environment's action space for one observation, or an array `(N,)`.
 
         Raises:
-            ValueError: the observation does not have the shape of the observation space.
+            ValueError: the observation does not have the shape of the observation space, or a
+                mask has not that of the actions or allows none.
         """
-        space = self.observation_space
-        observations = np.asarray(observation, space.dtype)
-        batched = observations.shape[1:] == space.shape and observations.ndim > len(space.shape)
-        if not batched and observations.shape != space.shape:
-            raise ValueError(
-                f"observation must have shape {space.shape}, or (N, ...) for N of them, "
-                f"got {observations.shape}"
-            )
-        batch = observations if batched else observations[None]
-        actions = self._greedy(batch) if deterministic else self._act(batch, self.epsilon)
+        view = self._stepper.view
+        seen, mask = view.split(observation)
+        batch, batched = self._as_batch(view.arrays(seen))
+        masks = None
+        if action_masks is not None or mask is not None:
+            count = len(next(iter(batch.values())) if isinstance(batch, dict) else batch)
+            rows = np.asarray(mask if action_masks is None else action_masks)
+            masks = as_masks(rows if batched else rows[None], (count, int(self.action_space.n)))
+            check_action_masks(masks, *masks.shape)
+        if deterministic:
+            actions = self._greedy(batch, masks)
+        else:
+            actions = self._act(batch, self.epsilon, masks)
         actions = actions + self.action_space.start
         return actions if batched else int(actions[0])
 
-    def _greedy(self, observations: NDArray[Any]) -> NDArray[np.int64]:
+    def _as_batch(self, arrays: Arrays) -> tuple[Arrays, bool]:
+        """The observations with a first axis for the batch, and whether they had it."""
+        space = self.observation_space
+        leaves = arrays.items() if isinstance(arrays, dict) else [("observation", arrays)]
+        batched = set()
+        for name, array in leaves:
+            shape = (space[name] if isinstance(space, spaces.Dict) else space).shape
+            assert shape is not None
+            batched.add(array.shape[1:] == shape and array.ndim > len(shape))
+            if (not any(batched) and array.shape != shape) or len(batched) > 1:
+                raise ValueError(
+                    f"{name} must have shape {shape}, or (N, ...) for N of them, got {array.shape}"
+                )
+        if True in batched:
+            return arrays, True
+        return map_arrays(lambda array: array[None], arrays), False
+
+    def _greedy(self, observations: Arrays, action_masks: Masks | None) -> NDArray[np.int64]:
         with torch.no_grad():
-            q_values = self.q_net(to_tensor(observations, self.device))
-        actions: NDArray[np.int64] = greedy_actions(q_values).cpu().numpy()
+            q_values = self.q_net(to_tensors(observations, self.device))
+            masks = None if action_masks is None else to_tensor(action_masks, self.device)
+            actions: NDArray[np.int64] = greedy_actions(q_values, masks).cpu().numpy()
         return actions
 
-    def _act(self, observations: NDArray[Any], epsilon: float) -> NDArray[np.int64]:
+    def _act(
+        self, observations: Arrays, epsilon: float, action_masks: Masks | None
+    ) -> NDArray[np.int64]:
+        rows = next(iter(observations.values())) if isinstance(observations, dict) else observations
         return epsilon_greedy(
-            lambda: self._greedy(observations),
+            lambda: self._greedy(observations, action_masks),
             epsilon,
-            num_envs=len(observations),
+            num_envs=len(rows),
             num_actions=int(self.action_space.n),
             generator=self._generator,
+            action_masks=action_masks,
         )
 
     def save(self, path: str | Path, *, replay: bool = False) -> Path:
@@ -245,7 +305,9 @@ class DQNAgent:
             "config": self.config.to_dict(),
             "learner": self.learner.state_dict(),
             "num_timesteps": self.num_timesteps,
-            "schedule": None if self._schedule is None else self._schedule.steps,
+            "schedules": None
+            if self._schedule is None
+            else [self._schedule.steps, self._beta.steps],
             "generator": self._generator.bit_generator.state,
             "env_generator": self._env_generator.bit_generator.state,
             "replay": self.replay.state_dict() if replay else None,
@@ -274,11 +336,12 @@ class DQNAgent:
         except RuntimeError as error:
             raise ValueError(f"{path} does not fit the spaces of {env}: {error}") from error
         agent.num_timesteps = state["num_timesteps"]
-        if state["schedule"] is not None:
-            config = agent.config
-            agent._schedule = LinearSchedule(
-                config.exploration_initial_eps, config.exploration_final_eps, state["schedule"]
+        if state["schedules"] is not None:
+            epsilon_steps, beta_steps = state["schedules"]
+            agent._schedule = dataclasses.replace(
+                epsilon_schedule(agent.config, 1), steps=epsilon_steps
             )
+            agent._beta = dataclasses.replace(beta_schedule(agent.config, 1), steps=beta_steps)
         agent._generator.bit_generator.state = state["generator"]
         agent._env_generator.bit_generator.state = state["env_generator"]
         if state["replay"] is not None:

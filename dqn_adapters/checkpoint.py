@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,9 @@ def save(path: str | Path, kind: str, state: Mapping[str, Any]) -> Path:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
-        save_file(tensors, temporary, {**header, "state": json.dumps(skeleton)})
+        header["state"] = json.dumps(skeleton)
+        header["checksums"] = json.dumps(_checksums(header["state"], tensors))
+        save_file(tensors, temporary, header)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
@@ -84,6 +87,8 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
             if header["kind"] != kind:
                 raise CheckpointError(f"{path} holds a {header['kind']!r}, not a {kind!r}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if json.loads(header["checksums"]) != _checksums(header["state"], tensors):
+                raise ValueError("its contents do not have the checksums they were written with")
             state = _unflatten(json.loads(header["state"]), tensors)
     except CheckpointError:
         raise
@@ -98,8 +103,11 @@ def _flatten(value: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:
     if isinstance(value, torch.Tensor | np.ndarray):
         marker = _TENSOR if isinstance(value, torch.Tensor) else _ARRAY
         tensor = torch.as_tensor(value).detach().cpu()
-        # A copy: safetensors refuses tensors that share memory, and views of larger ones.
-        tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
+        if isinstance(value, torch.Tensor) or not tensor.is_contiguous():
+            # A copy: safetensors refuses tensors that share memory, and views of larger ones.
+            # (An array becomes a tensor over its own rows alone; a replay buffer may be huge.)
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+        tensors[name] = tensor
         return {marker: name}
     if isinstance(value, Mapping):
         items = [(key, _flatten(item, tensors, f"{name}.{key}")) for key, item in value.items()]
@@ -128,6 +136,14 @@ def _unflatten(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return tuple(_unflatten(item, tensors) for item in value[_TUPLE])
     pairs = value[_PAIRS] if _PAIRS in value else value.items()
     return {key: _unflatten(item, tensors) for key, item in pairs}
+
+
+def _checksums(state: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    sums = {
+        name: zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        for name, tensor in tensors.items()
+    }
+    return {**sums, "": zlib.crc32(state.encode())}
 
 
 def _umask() -> int:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 Variant = Literal["vanilla", "target", "double"]
 Loss = Literal["huber", "mse"]
 TargetUpdateUnit = Literal["steps", "episodes", "updates"]
@@ -29,6 +31,9 @@ _FLOATS: dict[str, dict[str, Any]] = {
     "exploration_initial_eps": {"high": 1.0},
     "exploration_final_eps": {"high": 1.0},
     "exploration_fraction": {"high": 1.0},
+    "priority_alpha": {"high": 1.0},
+    "priority_beta": {"high": 1.0},
+    "priority_beta_final": {"high": 1.0},
     "max_grad_norm": {"open_low": True, "none": True},
 }
 _INTS = {
@@ -38,8 +43,13 @@ _INTS = {
     "train_freq": 1,
     "gradient_steps": 1,
     "target_update_interval": 1,
+    "n_steps": 1,
     "exploration_steps": 0,
+    "priority_beta_steps": 0,
+    "frame_stack": 1,
 }
+_OPTIONAL_INTS = ("exploration_steps", "priority_beta_steps", "frame_stack")
+_BOOLS = ("dueling", "prioritized_replay")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +86,9 @@ class DQNConfig:
 
     gamma: float = 0.99
     """Discount factor per environment step, in [0, 1]."""
+
+    n_steps: int = 1
+    """Rewards in the n-step return of the TD target."""
 
     tau: float = 1.0
     """Polyak coefficient of a target update: target <- tau * online + (1 - tau) * target.
@@ -117,7 +130,31 @@ class DQNConfig:
     """Gradients are scaled down to this global L2 norm; `None` is off."""
 
     hidden_sizes: tuple[int, ...] = (64, 64)
-    """Units of the hidden layers of the MLP; `()` is a linear Q-function."""
+    """Units of the hidden layers, behind the convolutions if there are any; `()` is a linear
+    Q-function."""
+
+    dueling: bool = False
+    """Split the last hidden layer and the output into V(s) and A(s, a) (Wang et al. 2016)."""
+
+    prioritized_replay: bool = False
+    """Sample transitions in proportion to their last TD error (Schaul et al. 2016), and weigh
+    their losses by the importance of the sample."""
+
+    priority_alpha: float = 0.6
+    """Exponent of the priorities, in [0, 1]; 0 is uniform."""
+
+    priority_beta: float = 0.4
+    """Exponent of the importance weights at step 0, in [0, 1]; 1 corrects the bias fully."""
+
+    priority_beta_final: float = 1.0
+    """The same at the end of its linear schedule."""
+
+    priority_beta_steps: int | None = None
+    """Length of that schedule in environment steps; None: the total of the first `learn`."""
+
+    frame_stack: int | None = None
+    """Observations are so many frames stacked along their first axis: the replay buffer keeps
+    every frame once. None: it keeps observations as they are."""
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -127,8 +164,12 @@ class DQNConfig:
         for name, bounds in _FLOATS.items():
             self._normalise(name, checked_float(name, getattr(self, name), **bounds))
         for name, low in _INTS.items():
-            none = name == "exploration_steps"
+            none = name in _OPTIONAL_INTS
             self._normalise(name, checked_int(name, getattr(self, name), low=low, none=none))
+        for name in _BOOLS:
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise rejected(name, getattr(self, name), "True or False")
+            self._normalise(name, bool(getattr(self, name)))
         sizes = self.hidden_sizes
         accepted = "a tuple of integers >= 1"
         if isinstance(sizes, str) or not isinstance(sizes, Sequence):

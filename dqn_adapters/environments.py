@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -10,17 +11,70 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-from dqn_adapters.transition import EnvStep
+from dqn_adapters.networks import check_observation_space
+from dqn_adapters.transition import Arrays, EnvStep, map_arrays
+
+MASK = "action_mask"
+"""Key of the mask of legal actions, in a Dict observation or in `info`."""
+
+METHOD = "action_masks"
+"""Method of an environment that returns the mask of legal actions."""
+
+Masks = NDArray[np.bool_]
+
+
+class ObservationView:
+    """Splits an environment's observations into what the network sees and the action mask.
+
+    A Dict observation with the key `"action_mask"` carries the mask of legal actions; the network
+    sees the rest, and if one key is left, its value alone.
+
+    Args:
+        space: The environment's space of one observation.
+        num_actions: A, the length that a mask must have.
+
+    Raises:
+        ValueError: the space is not supported.
+    """
+
+    def __init__(self, space: spaces.Space[Any], num_actions: int) -> None:
+        self.has_mask = isinstance(space, spaces.Dict) and MASK in space.spaces
+        self._only: str | None = None
+        if isinstance(space, spaces.Dict) and self.has_mask:
+            check_mask_shape(space[MASK].shape, (num_actions,), f"observation space {space}")
+            rest = {key: part for key, part in space.spaces.items() if key != MASK}
+            if len(rest) == 1:
+                (self._only,) = rest
+            space = spaces.Dict(rest) if self._only is None else rest[self._only]
+        check_observation_space(space)
+        self.space = space
+
+    def split(self, observation: Any) -> tuple[Any, Any]:
+        """What the network sees, and the mask or None; of one observation or of a batch."""
+        if not self.has_mask:
+            return observation, None
+        rest = {key: value for key, value in observation.items() if key != MASK}
+        return rest if self._only is None else rest[self._only], observation[MASK]
+
+    def arrays(self, observation: Any) -> Arrays:
+        """What the network sees, copied to arrays of the space's dtype: an environment may write
+        its next observation into the same memory."""
+        if isinstance(self.space, spaces.Dict):
+            return {key: np.array(observation[key], part.dtype) for key, part in self.space.items()}
+        return np.array(observation, self.space.dtype)
 
 
 class Stepper(Protocol):
     """N environments that are stepped together and start the next episode by themselves."""
 
     num_envs: int
-    observation_space: spaces.Space[Any]
+    view: ObservationView
     action_space: spaces.Discrete
-    observations: NDArray[Any]
+    observations: Arrays
     """What the next actions act on: `(N, ...)`."""
+
+    action_masks: Masks | None
+    """Which actions are legal there: `(N, A)`, True is legal. None: all are."""
 
     def reset(self, seed: int | None = None) -> None:
         """Start an episode in every environment."""
@@ -56,17 +110,19 @@ class SingleStepper:
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         self.env = env
-        self.observation_space = check_observation_space(env.observation_space)
         self.action_space = check_action_space(env.action_space)
+        self.view = ObservationView(env.observation_space, int(self.action_space.n))
+        self._method = env.get_wrapper_attr(METHOD) if env.has_wrapper_attr(METHOD) else None
+        self.action_masks: Masks | None = None
 
     def reset(self, seed: int | None = None) -> None:
-        self._set_observation(self.env.reset(seed=seed)[0])
+        self._arrive(*self.env.reset(seed=seed))
 
     def step(self, actions: NDArray[np.int64]) -> EnvStep:
         action = actions[0] + self.action_space.start
-        observation, reward, terminated, truncated, _ = self.env.step(action)
+        observation, reward, terminated, truncated, info = self.env.step(action)
         acted_on = self.observations
-        self._set_observation(observation)
+        self._arrive(observation, info)
         step = EnvStep(
             observations=acted_on,
             actions=actions,
@@ -75,14 +131,23 @@ class SingleStepper:
             terminated=np.array([terminated], np.bool_),
             truncated=np.array([truncated], np.bool_),
             valid=np.ones(1, np.bool_),
+            next_action_masks=self.action_masks,
         )
         if terminated or truncated:
             self.reset()
         return step
 
-    def _set_observation(self, observation: Any) -> None:
-        # A copy: an environment may write its next observation into the same array.
-        self.observations = np.array(observation, self.observation_space.dtype)[None]
+    def _arrive(self, observation: Any, info: Mapping[str, Any]) -> None:
+        seen, mask = self.view.split(observation)
+        self.observations = map_arrays(lambda array: array[None], self.view.arrays(seen))
+        if mask is None:
+            mask = info.get(MASK)
+        if mask is None and self._method is not None:
+            mask = self._method()
+        if mask is not None:
+            self.action_masks = as_masks(mask, (int(self.action_space.n),))[None]
+        elif self.action_masks is not None:  # it says nothing of this state: all are legal
+            self.action_masks = np.ones_like(self.action_masks)
 
 
 class VectorStepper:
@@ -91,8 +156,9 @@ class VectorStepper:
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
         self.env = env
         self.num_envs = env.num_envs
-        self.observation_space = check_observation_space(env.single_observation_space)
         self.action_space = check_action_space(env.single_action_space)
+        self.view = ObservationView(env.single_observation_space, int(self.action_space.n))
+        self.action_masks: Masks | None = None
         mode = env.metadata.get("autoreset_mode")
         try:
             self._mode = AutoresetMode(mode)
@@ -103,38 +169,106 @@ class VectorStepper:
             ) from None
 
     def reset(self, seed: int | None = None) -> None:
-        self.observations = np.array(self.env.reset(seed=seed)[0])
+        self._arrive(*self.env.reset(seed=seed))
         self._resetting = np.zeros(self.num_envs, np.bool_)
 
     def step(self, actions: NDArray[np.int64]) -> EnvStep:
-        # A copy of the observations: the environment may reuse its array for the next ones.
+        acted_on = self.observations
         observations, rewards, terminated, truncated, info = self.env.step(
             actions + self.action_space.start
         )
-        observations = next_observations = np.array(observations)
-        done = terminated | truncated
+        self._arrive(observations, info)
+        next_observations, next_masks = self.observations, self.action_masks
+        done = np.asarray(terminated | truncated)
         valid = ~self._resetting
         if self._mode is AutoresetMode.NEXT_STEP:
             # The step after an episode's end ignores the action and returns the first observation.
-            self._resetting = np.array(done)
+            self._resetting = done
         elif done.any():
-            next_observations = observations.copy()
             if self._mode is AutoresetMode.SAME_STEP:
-                for i in np.flatnonzero(done):
-                    next_observations[i] = info["final_obs"][i]
+                next_observations, next_masks = self._final(np.flatnonzero(done), info)
             else:
-                observations = np.array(self.env.reset(options={"reset_mask": done})[0])
-        step = EnvStep(
-            observations=self.observations,
+                self._arrive(*self.env.reset(options={"reset_mask": done}), fresh=done)
+        return EnvStep(
+            observations=acted_on,
             actions=actions,
-            rewards=np.asarray(rewards),
+            rewards=np.array(rewards, np.float64),
             next_observations=next_observations,
-            terminated=np.array(terminated),
-            truncated=np.array(truncated),
+            terminated=np.array(terminated, np.bool_),
+            truncated=np.array(truncated, np.bool_),
             valid=valid,
+            next_action_masks=next_masks,
         )
-        self.observations = observations
-        return step
+
+    def _arrive(
+        self, observations: Any, info: Mapping[str, Any], fresh: NDArray[np.bool_] | None = None
+    ) -> None:
+        """Take up observations and masks; of `fresh` environments only, where it is given."""
+        seen, masks = self.view.split(observations)
+        self.observations = self.view.arrays(seen)
+        known = self.action_masks
+        if masks is None:
+            masks = info.get(MASK)
+            if masks is None and known is None:
+                return
+            given = np.asarray(info.get(f"_{MASK}", np.zeros(self.num_envs, np.bool_)))[:, None]
+            # An environment that says nothing of its state: all actions are legal there.
+            masks = np.where(given, True if masks is None else masks, True)
+        masks = as_masks(masks, (self.num_envs, int(self.action_space.n)))
+        if fresh is not None and known is not None:
+            masks = np.where(fresh[:, None], masks, known)
+        self.action_masks = masks
+
+    def _final(
+        self, rows: NDArray[np.int64], info: Mapping[str, Any]
+    ) -> tuple[Arrays, Masks | None]:
+        """The true successors, where those at `rows` are already of the next episode."""
+        observations = map_arrays(np.copy, self.observations)
+        masks = None if self.action_masks is None else self.action_masks.copy()
+        for i in rows:
+            seen, mask = self.view.split(_row(info["final_obs"], i))
+            map_arrays(lambda array, row, i=i: array.__setitem__(i, row), observations, seen)
+            if mask is None:
+                mask = _row(info.get("final_info", {}), i).get(MASK)
+            if masks is not None:
+                masks[i] = True if mask is None else as_masks(mask, masks[i].shape)
+        return observations, masks
+
+
+class ActionMaskInfo(gym.Wrapper[Any, Any, Any, Any]):
+    """Puts what the environment's method `action_masks()` returns into `info["action_mask"]`.
+
+    A vector environment passes infos on, also of an episode's last step, but no methods; so the
+    environments in it need this wrapper where they have only the method.
+    """
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(**kwargs)
+        return observation, self._with_mask(info)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return observation, reward, terminated, truncated, self._with_mask(info)
+
+    def _with_mask(self, info: dict[str, Any]) -> dict[str, Any]:
+        return {**info, MASK: np.array(self.env.get_wrapper_attr(METHOD)(), np.int8)}
+
+
+def as_masks(masks: Any, shape: tuple[int, ...]) -> Masks:
+    """Masks as booleans; `ValueError` unless they have this shape and are 0 or 1."""
+    array = np.asarray(masks)
+    check_mask_shape(array.shape, shape, "the environment")
+    if array.dtype != np.bool_ and not np.isin(array, (0, 1)).all():
+        raise ValueError(f"an action mask must hold 0 and 1 only, got {array.tolist()}")
+    return np.array(array, np.bool_)
+
+
+def check_mask_shape(got: Any, shape: tuple[int, ...], source: str) -> None:
+    """Raise `ValueError` unless a mask has this shape."""
+    if got != shape:
+        raise ValueError(
+            f"the action mask of {source} must have shape {shape}, one entry per action, got {got}"
+        )
 
 
 def check_action_space(space: spaces.Space[Any]) -> spaces.Discrete:
@@ -146,10 +280,8 @@ def check_action_space(space: spaces.Space[Any]) -> spaces.Discrete:
     return space
 
 
-def check_observation_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
-    """Return the space, or raise `ValueError` unless it is a `Box` or a `Discrete`."""
-    if not isinstance(space, spaces.Box | spaces.Discrete):
-        raise ValueError(
-            f"observation space {space} is not supported; it must be a Box or a Discrete"
-        )
-    return space
+def _row(batched: Any, i: int) -> Any:
+    """Row i of what Gymnasium batched: an array of anything, or a dictionary of such arrays."""
+    if isinstance(batched, dict):
+        return {key: _row(value, i) for key, value in batched.items() if not key.startswith("_")}
+    return batched[i]

@@ -35,6 +35,16 @@ def epsilon_schedule(config: DQNConfig, total_timesteps: int) -> LinearSchedule:
     return LinearSchedule(config.exploration_initial_eps, config.exploration_final_eps, steps)
 
 
+def beta_schedule(config: DQNConfig, total_timesteps: int) -> LinearSchedule:
+    """The schedule of the importance weights' exponent, likewise."""
+    steps = config.priority_beta_steps
+    return LinearSchedule(
+        config.priority_beta,
+        config.priority_beta_final,
+        total_timesteps if steps is None else steps,
+    )
+
+
 def epsilon_greedy(
     greedy: Callable[[], NDArray[np.int64]],
     epsilon: float,

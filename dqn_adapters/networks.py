@@ -1,28 +1,176 @@
-"""Q-networks, with torch's own initialisation."""
+"""Q-networks, with torch's own initialisation: uniform in +-1 / sqrt(fan_in), weights and biases,
+which is also that of the network of Mnih et al. (2015)."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import nn
 from torch.nn import functional as F
 
+from dqn_adapters.transition import Observations
 
-class MLP(nn.Module):
-    """Multi-layer perceptron with ReLU between its layers.
+_SUPPORTED = "a Box, Discrete, MultiBinary, MultiDiscrete, or a Dict of these"
+
+
+class NatureCNN(nn.Module):
+    """The convolutions of Mnih et al. (2015): 32 of 8x8 stride 4, 64 of 4x4 stride 2, 64 of 3x3.
 
     Args:
-        observation_space: A `Box` of any shape, which is flattened, or a `Discrete`, which is
-            encoded one-hot.
-        num_actions: Number of outputs, A.
-        hidden_sizes: Units of the hidden layers; `()` is a linear map.
+        space: A uint8 Box `(channels, height, width)` or `(height, width, channels)`; which of
+            them, the smaller of the two outer axes tells. Its values are scaled to [0, 1].
+    """
+
+    def __init__(self, space: spaces.Box) -> None:
+        super().__init__()
+        self._channels_last = space.shape[2] < space.shape[0]
+        channels = min(space.shape[0], space.shape[2])
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, 32, 8, 4),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 4, 2),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 3, 1),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+        with torch.no_grad():
+            self.size: int = self(torch.zeros(1, *space.shape)).shape[1]
+
+    @staticmethod
+    def fits(space: spaces.Space[Any]) -> bool:
+        """Whether a space is of images that the convolutions can take: uint8, of three axes, at
+        least 36 pixels high and wide."""
+        return (
+            isinstance(space, spaces.Box)
+            and space.dtype == np.uint8
+            and len(space.shape) == 3
+            and sorted(space.shape)[1] >= 36
+            and min(space.shape[0], space.shape[2]) == min(space.shape)
+        )
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        """Map images `(B, ...)` to features `(B, size)`."""
+        if self._channels_last:
+            observations = observations.permute(0, 3, 1, 2)
+        features: torch.Tensor = self.layers(observations.float() / 255.0)
+        return features
+
+
+class Encoder(nn.Module):
+    """Observations of a space as one vector.
+
+    Images (see `NatureCNN.fits`) go through the Nature CNN, other Boxes and MultiBinary are
+    flattened (a uint8 Box scaled to [0, 1]), Discrete and MultiDiscrete are one-hot, and the parts
+    of a Dict are concatenated.
+
+    Args:
+        space: The space of one observation.
 
     Raises:
-        ValueError: the observation space is of another kind.
+        ValueError: the space is of another kind.
+    """
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        super().__init__()
+        check_observation_space(space)
+        parts = dict(space.items()) if isinstance(space, spaces.Dict) else {"": space}
+        self._functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
+        self.convolutions = nn.ModuleList()
+        self.size = 0
+        for key, part in parts.items():
+            if NatureCNN.fits(part):
+                assert isinstance(part, spaces.Box)
+                cnn = NatureCNN(part)
+                self.convolutions.append(cnn)  # registers its parameters
+                size, self._functions[key] = cnn.size, cnn
+            else:
+                size, self._functions[key] = _flattener(part)
+            self.size += size
+
+    def forward(self, observations: Observations) -> torch.Tensor:
+        """Map observations `(B, ...)` to features `(B, size)`."""
+        parts = observations if isinstance(observations, dict) else {"": observations}
+        features = [function(parts[key]) for key, function in self._functions.items()]
+        return features[0] if len(features) == 1 else torch.cat(features, dim=1)
+
+
+class DuelingHead(nn.Module):
+    """Q(s, a) = V(s) + A(s, a) - mean over a' of A(s, a') (Wang et al. 2016, eq. 9).
+
+    Args:
+        value: Maps features `(B, F)` to V, `(B, 1)`.
+        advantage: Maps features `(B, F)` to A, `(B, A)`.
+    """
+
+    def __init__(self, value: nn.Module, advantage: nn.Module) -> None:
+        super().__init__()
+        self.value = value
+        self.advantage = advantage
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map features `(B, F)` to action values `(B, A)`."""
+        advantage = self.advantage(features)
+        q_values: torch.Tensor = (
+            self.value(features) + advantage - advantage.mean(dim=1, keepdim=True)
+        )
+        return q_values
+
+
+def mlp(
+    size: int,
+    num_outputs: int,
+    hidden_sizes: Sequence[int],
+    activation: Callable[[], nn.Module] = nn.ReLU,
+) -> nn.Sequential:
+    """Linear layers with an activation between them."""
+    layers: list[nn.Module] = []
+    for width in hidden_sizes:
+        layers += [nn.Linear(size, width), activation()]
+        size = width
+    return nn.Sequential(*layers, nn.Linear(size, num_outputs))
+
+
+def q_head(
+    size: int,
+    num_actions: int,
+    hidden_sizes: Sequence[int],
+    *,
+    dueling: bool,
+    activation: Callable[[], nn.Module] = nn.ReLU,
+) -> nn.Module:
+    """Features `(B, size)` to action values `(B, A)`.
+
+    Dueling: the last hidden layer and the output stand twice, for V and for A; the layers before
+    are shared.
+    """
+    if not dueling:
+        return mlp(size, num_actions, hidden_sizes, activation)
+    shared: list[nn.Module] = []
+    for width in hidden_sizes[:-1]:
+        shared += [nn.Linear(size, width), activation()]
+        size = width
+    last = hidden_sizes[-1:]
+    head = DuelingHead(mlp(size, 1, last, activation), mlp(size, num_actions, last, activation))
+    return nn.Sequential(*shared, head)
+
+
+class QNetwork(nn.Module):
+    """A Q-network for any supported observation space: an encoder and a head.
+
+    Args:
+        observation_space: The space of one observation; see `Encoder`.
+        num_actions: Number of outputs, A.
+        hidden_sizes: Units of the hidden layers behind the encoder; `()` is a linear map.
+        dueling: Split the head into V and A; see `DuelingHead`.
+
+    Raises:
+        ValueError: the observation space is not supported.
     """
 
     def __init__(
@@ -30,34 +178,27 @@ class MLP(nn.Module):
         observation_space: spaces.Space[Any],
         num_actions: int,
         hidden_sizes: Sequence[int] = (64, 64),
+        *,
+        dueling: bool = False,
     ) -> None:
         super().__init__()
-        self._one_hot: tuple[int, int] | None = None
-        if isinstance(observation_space, spaces.Discrete):
-            self._one_hot = int(observation_space.start), int(observation_space.n)
-            size = int(observation_space.n)
-        elif isinstance(observation_space, spaces.Box):
-            size = int(torch.Size(observation_space.shape).numel())
-        else:
-            raise ValueError(
-                f"observation space {observation_space} is not supported; "
-                "it must be a Box or a Discrete"
-            )
-        layers: list[nn.Module] = []
-        for width in hidden_sizes:
-            layers += [nn.Linear(size, width), nn.ReLU()]
-            size = width
-        self.layers = nn.Sequential(*layers, nn.Linear(size, num_actions))
+        self.encoder = Encoder(observation_space)
+        self.head = q_head(self.encoder.size, num_actions, hidden_sizes, dueling=dueling)
 
-    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+    def forward(self, observations: Observations) -> torch.Tensor:
         """Map observations `(B, ...)` to action values `(B, A)`."""
-        if self._one_hot is not None:
-            start, n = self._one_hot
-            features = F.one_hot(observations.long() - start, n).float()
-        else:
-            features = observations.flatten(1).float()
-        q_values: torch.Tensor = self.layers(features)
+        q_values: torch.Tensor = self.head(self.encoder(observations))
         return q_values
+
+
+def check_observation_space(space: spaces.Space[Any]) -> None:
+    """Raise `ValueError` unless the space is one that an `Encoder` takes."""
+    parts = list(space.values()) if isinstance(space, spaces.Dict) else [space]
+    for part in parts:
+        if not isinstance(
+            part, spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete
+        ):
+            raise ValueError(f"observation space {space} is not supported; it must be {_SUPPORTED}")
 
 
 @contextlib.contextmanager
@@ -67,3 +208,29 @@ def seeded_initialization(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
+
+
+def _flattener(
+    space: spaces.Space[Any],
+) -> tuple[int, Callable[[torch.Tensor], torch.Tensor]]:
+    """Length of the vector that an observation becomes, and the function for a batch of them."""
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        start = torch.as_tensor(space.start).flatten()
+        counts = [
+            int(n) for n in np.ravel(space.n if isinstance(space, spaces.Discrete) else space.nvec)
+        ]
+
+        def one_hot(x: torch.Tensor) -> torch.Tensor:
+            columns = x.reshape(len(x), len(counts)).long() - start.to(x.device)
+            return torch.cat(
+                [F.one_hot(columns[:, i], n) for i, n in enumerate(counts)], dim=1
+            ).float()
+
+        return sum(counts), one_hot
+    size = int(np.prod(space.shape or (1,)))
+    if space.dtype == np.uint8 and isinstance(space, spaces.Box):
+        return size, lambda x: x.reshape(len(x), size).float() / 255.0
+    return size, lambda x: x.reshape(len(x), size).float()
+
+
+MLP = QNetwork

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,12 +10,16 @@ import torch
 from numpy.typing import NDArray
 
 Observations = torch.Tensor | dict[str, torch.Tensor]
+"""Observations as tensors: one of shape `(B, ...)`, or one for every key of a Dict space."""
+
+Arrays = NDArray[Any] | dict[str, NDArray[Any]]
+"""Observations as numpy arrays: one of shape `(N, ...)`, or one for every key of a Dict space."""
 
 
 class EnvStep(NamedTuple):
     """One step of N environments, as numpy arrays."""
 
-    observations: NDArray[Any]
+    observations: Arrays
     """s, which was acted on: `(N, ...)`."""
 
     actions: NDArray[np.int64]
@@ -23,7 +28,7 @@ class EnvStep(NamedTuple):
     rewards: NDArray[Any]
     """r: `(N,)`."""
 
-    next_observations: NDArray[Any]
+    next_observations: Arrays
     """s', the true successor: `(N, ...)`. At the end of an episode it is the final observation,
     never the first one of the next episode."""
 
@@ -35,6 +40,9 @@ class EnvStep(NamedTuple):
 
     valid: NDArray[np.bool_]
     """`(N,)`. False where the environment was only reset and nothing was experienced."""
+
+    next_action_masks: NDArray[np.bool_] | None = None
+    """Which actions are legal in s': `(N, A)`, True is legal. None: all of them."""
 
 
 class Transition(NamedTuple):
@@ -66,11 +74,26 @@ class Transition(NamedTuple):
     """Importance weights of the losses: `(B,)`, float32. None: all 1."""
 
 
-def to_tensor(array: NDArray[Any], device: torch.device | str = "cpu") -> torch.Tensor:
-    """The array as a tensor of its dtype, but float64 as float32, in which networks compute.
+def map_arrays(function: Callable[..., Any], arrays: Any, *others: Any) -> Any:
+    """Apply a function to an array (and its counterparts), or to every value of a dictionary."""
+    if isinstance(arrays, dict):
+        return {
+            key: function(value, *(other[key] for other in others)) for key, value in arrays.items()
+        }
+    return function(arrays, *others)
 
-    On the CPU the tensor shares the array's memory where no conversion is needed.
+
+def to_tensors(arrays: Arrays, device: torch.device | str = "cpu") -> Observations:
+    """The arrays as tensors of their dtype, but float64 as float32, in which networks compute.
+
+    On the CPU a tensor shares the array's memory where no conversion is needed.
     """
+    tensors: Observations = map_arrays(lambda array: to_tensor(array, device), arrays)
+    return tensors
+
+
+def to_tensor(array: NDArray[Any], device: torch.device | str = "cpu") -> torch.Tensor:
+    """One array as a tensor; see `to_tensors`."""
     if array.dtype == np.float64:
         array = array.astype(np.float32)
     return torch.from_numpy(array).to(device)

@@ -104,9 +104,28 @@ def write(path: Path, **header: str) -> Path:
 )
 def test_other_files_are_refused(tmp_path: Path, header: dict[str, str], message: str) -> None:
     ours = {"format": "dqn_adapters", "version": "1", "kind": "test", "state": "{}"}
-    path = write(tmp_path / "file", **({**ours, **header} if header else {}))
+    header = {**ours, **header} if header else {}
+    if header:
+        checksums = checkpoint._checksums(header["state"], {"a": torch.zeros(1)})
+        header["checksums"] = json.dumps(checksums)
+    path = write(tmp_path / "file", **header)
     with pytest.raises(CheckpointError, match=message):
         checkpoint.load(path, "test")
+
+
+def test_any_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    """In the tensors, in the state, in the header: 200 places all over the file."""
+    path = checkpoint.save(tmp_path / "file", "test", STATE)
+    whole = path.read_bytes()
+    for place in np.linspace(0, len(whole) - 1, 200).astype(int):
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        path.write_bytes(damaged)
+        try:
+            state = checkpoint.load(path, "test")
+        except CheckpointError:
+            continue
+        assert_same(STATE, state)  # it was padding
 
 
 def test_truncated_and_foreign_files_are_refused(tmp_path: Path) -> None:

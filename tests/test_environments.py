@@ -105,7 +105,7 @@ def test_an_environment_that_reuses_its_array() -> None:
 
 
 def test_an_id() -> None:
-    assert make_stepper("CartPole-v1").observation_space.shape == (4,)
+    assert make_stepper("CartPole-v1").view.space.shape == (4,)
 
 
 def with_spaces(**changed: spaces.Space) -> gym.Env:
@@ -128,7 +128,7 @@ def with_spaces(**changed: spaces.Space) -> gym.Env:
         ),
         (
             with_spaces(observation_space=spaces.Text(5)),
-            r"observation space Text.* is not supported; it must be a Box or a Discrete",
+            r"observation space Text.* is not supported; it must be a Box, Discrete",
         ),
     ],
 )

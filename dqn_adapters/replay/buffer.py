@@ -1,0 +1,337 @@
+"""The replay buffer: a ring of transitions, n-step returns, uniform or prioritised sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from dqn_adapters import checkpoint
+from dqn_adapters.config import DQNConfig, checked_float, checked_int
+from dqn_adapters.replay.n_step import Indices, n_step_returns
+from dqn_adapters.replay.storage import (
+    DenseStorage,
+    FrameStorage,
+    Storage,
+    check_shape,
+    check_stored,
+)
+from dqn_adapters.replay.sum_tree import SumTree
+from dqn_adapters.transition import EnvStep, Transition, to_tensor, to_tensors
+
+
+class ReplayBuffer:
+    """The last `capacity` transitions of N environments (Lin 1992).
+
+    Memory is allocated at construction and taken from the system as it is filled; observations
+    keep the dtype of their space. One step of one environment is stored as it was experienced;
+    n-step returns and discounts are made when a batch is gathered, so `gamma` and `n_steps` may be
+    changed at any time. Rows are linked to the next row of their own environment: a return never
+    runs into another episode, another environment, or past the newest row.
+
+    Args:
+        capacity: Transitions kept, >= 1.
+        observation_space: The space of one observation: a Box, Discrete, MultiBinary,
+            MultiDiscrete, or a Dict of these.
+        gamma: Discount factor per step, in [0, 1].
+        generator: Source of the sampled indices; the buffer owns it.
+        num_envs: Environments whose steps come together.
+        n_steps: Rewards in a return, >= 1 (Sutton 1988): r_0 + gamma r_1 + ... and a discount of
+            gamma ** k for the k <= n_steps rewards that there are.
+        frame_stack: Observations are so many frames stacked along the first axis, each of which
+            is kept once (see `FrameStorage`). None: observations are kept whole.
+        prioritized: Sample in proportion to the priorities (Schaul et al. 2016) instead of
+            uniformly.
+        alpha: Prioritised: priorities are (|TD error| + 1e-6) ** alpha, alpha in [0, 1].
+        beta: Prioritised: exponent of the importance weights, in [0, 1]; may be changed.
+        device: Where batches go.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        observation_space: spaces.Space[Any],
+        *,
+        gamma: float,
+        generator: np.random.Generator,
+        num_envs: int = 1,
+        n_steps: int = 1,
+        frame_stack: int | None = None,
+        prioritized: bool = False,
+        alpha: float = 0.6,
+        beta: float = 0.4,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        checked_int("capacity", capacity, low=1)
+        checked_int("n_steps", n_steps, low=1)
+        checked_float("alpha", alpha, high=1.0)
+        checked_float("beta", beta, high=1.0)
+        self.capacity = capacity
+        self.num_envs = num_envs
+        self.gamma = gamma
+        self.n_steps = n_steps
+        self.alpha = alpha
+        self.beta = beta
+        self.generator = generator
+        self.device = device
+        self._storage: Storage = (
+            DenseStorage(capacity, observation_space)
+            if frame_stack is None
+            else FrameStorage(capacity, observation_space, stack=frame_stack, num_streams=num_envs)
+        )
+        self._arrays: dict[str, NDArray[Any]] = {
+            "actions": np.zeros(capacity, np.int64),
+            "rewards": np.zeros(capacity, np.float32),
+            "terminated": np.zeros(capacity, np.bool_),
+            # Slot of the next row of the same environment and episode; -1: there is none (yet).
+            "successor": np.full(capacity, -1, np.int64),
+        }
+        self._tree = SumTree(capacity) if prioritized else None
+        self._largest_priority = 1.0
+        self._added = 0
+        self._last = np.full(num_envs, -1, np.int64)  # number of every environment's newest row
+
+    @classmethod
+    def from_config(
+        cls,
+        config: DQNConfig,
+        observation_space: spaces.Space[Any],
+        *,
+        num_envs: int,
+        generator: np.random.Generator,
+        device: torch.device | str = "cpu",
+    ) -> ReplayBuffer:
+        """The buffer that a configuration asks for."""
+        return cls(
+            config.buffer_size,
+            observation_space,
+            gamma=config.gamma,
+            generator=generator,
+            num_envs=num_envs,
+            n_steps=config.n_steps,
+            frame_stack=config.frame_stack,
+            prioritized=config.prioritized_replay,
+            alpha=config.priority_alpha,
+            beta=config.priority_beta,
+            device=device,
+        )
+
+    def __len__(self) -> int:
+        """Transitions stored."""
+        return self._added - self._oldest
+
+    @property
+    def _oldest(self) -> int:
+        return max(self._added - self.capacity, self._storage.oldest)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays, filled or not."""
+        tree = 0 if self._tree is None else self._tree.nbytes
+        return sum(array.nbytes for array in self._arrays.values()) + self._storage.nbytes + tree
+
+    @property
+    def prioritized(self) -> bool:
+        """Whether sampling is prioritised."""
+        return self._tree is not None
+
+    def add(self, step: EnvStep) -> None:
+        """Store the valid rows of a step; beyond the capacity the oldest are overwritten.
+
+        Raises:
+            ValueError: the arrays do not have the shapes of this buffer, there are more
+                environments than the buffer was made for, or masks come only now and then.
+        """
+        count = len(step.valid)
+        self._check(step, count)
+        envs = np.flatnonzero(step.valid)
+        if not len(envs):
+            return
+        oldest = self._oldest
+        numbers = self._added + np.arange(len(envs))
+        slots = numbers % self.capacity
+
+        def rows(name: str) -> Any:
+            values = getattr(step, name)
+            if isinstance(values, dict):
+                return {key: value[envs] for key, value in values.items()}
+            return values[envs]
+
+        for name in ("actions", "rewards", "terminated"):
+            self._arrays[name][slots] = rows(name)
+        if step.next_action_masks is not None:
+            self._arrays["next_action_masks"][slots] = rows("next_action_masks")
+        self._link(envs, numbers, done=(step.terminated | step.truncated)[envs])
+        self._storage.add(numbers, envs, rows("observations"), rows("next_observations"))
+        self._added += len(envs)
+        if self._tree is not None:
+            evicted = np.arange(oldest, self._oldest)
+            self._tree.set(evicted % self.capacity, 0.0)
+            self._tree.set(slots, self._largest_priority)
+
+    def _check(self, step: EnvStep, count: int) -> None:
+        if count != self.num_envs or count > self.capacity:
+            raise ValueError(
+                f"a step of {count} environments does not fit a buffer of capacity "
+                f"{self.capacity} for {self.num_envs}"
+            )
+        self._storage.check(step.observations, count, "observations")
+        self._storage.check(step.next_observations, count, "next_observations")
+        for name in ("actions", "rewards", "terminated", "truncated"):
+            check_shape(name, getattr(step, name), (count,))
+        masks = step.next_action_masks
+        if masks is not None and not self._added and "next_action_masks" not in self._arrays:
+            shape = (self.capacity, np.shape(masks)[-1])
+            self._arrays["next_action_masks"] = np.zeros(shape, np.bool_)
+        stored = self._arrays.get("next_action_masks")
+        if (masks is None) != (stored is None):
+            raise ValueError("next_action_masks must come with every step or with none")
+        if masks is not None and stored is not None:
+            check_shape("next_action_masks", masks, (count, stored.shape[1]))
+
+    def _link(self, envs: Indices, numbers: Indices, *, done: NDArray[np.bool_]) -> None:
+        successor = self._arrays["successor"]
+        successor[numbers % self.capacity] = -1
+        previous = self._last[envs]
+        alive = (previous >= 0) & (previous + self.capacity > numbers[-1])
+        successor[previous[alive] % self.capacity] = numbers[alive] % self.capacity
+        self._last[envs] = np.where(done, -1, numbers)
+
+    def cut(self) -> None:
+        """The running episodes are broken off: the rows that come next begin new ones."""
+        self._last[:] = -1
+
+    def draw(self, batch_size: int) -> Indices:
+        """Draw the slots of `batch_size` transitions, with replacement.
+
+        Prioritised sampling is stratified: one draw from each of `batch_size` equal parts of the
+        total priority (Schaul et al. 2016, appendix B.2.1).
+
+        Raises:
+            ValueError: the buffer is empty.
+        """
+        if not len(self):
+            raise ValueError("the replay buffer is empty: there is nothing to sample")
+        if self._tree is None:
+            numbers = self._oldest + self.generator.integers(len(self), size=batch_size)
+            slots: Indices = numbers % self.capacity
+            return slots
+        parts = (np.arange(batch_size) + self.generator.random(batch_size)) / batch_size
+        return self._tree.find(parts * self._tree.total)
+
+    def gather(self, indices: Indices) -> Transition:
+        """The transitions at the given slots, `(B,)`, with their importance weights if the buffer
+        is prioritised: (len * P) ** -beta, divided by the largest of the batch."""
+        successor = self._arrays["successor"]
+        rewards, discounts, last = n_step_returns(
+            indices,
+            n_steps=self.n_steps,
+            gamma=self.gamma,
+            rewards=self._arrays["rewards"],
+            terminated=self._arrays["terminated"],
+            successor=lambda rows: successor[rows],
+        )
+        masks = self._arrays.get("next_action_masks")
+        weights = None
+        if self._tree is not None:
+            probabilities = self._tree.get(indices) / self._tree.total
+            raw = (len(self) * probabilities) ** -self.beta
+            weights = to_tensor(raw / raw.max(), self.device)
+        return Transition(
+            observations=to_tensors(self._storage.gather(indices), self.device),
+            actions=to_tensor(self._arrays["actions"][indices], self.device),
+            rewards=to_tensor(rewards, self.device),
+            discounts=to_tensor(discounts, self.device),
+            next_observations=to_tensors(self._storage.gather_next(last), self.device),
+            next_action_masks=None if masks is None else to_tensor(masks[last], self.device),
+            weights=weights,
+        )
+
+    def sample(self, batch_size: int) -> Transition:
+        """`gather(draw(batch_size))`."""
+        return self.gather(self.draw(batch_size))
+
+    def update_priorities(self, indices: Indices, td_errors: NDArray[Any] | torch.Tensor) -> None:
+        """Set the priorities of the given slots by their TD errors; nothing if uniform.
+
+        Raises:
+            ValueError: a TD error is not finite.
+        """
+        if self._tree is None:
+            return
+        errors = np.abs(np.asarray(torch.as_tensor(td_errors).cpu(), np.float64))
+        if not np.isfinite(errors).all():
+            row = int(np.flatnonzero(~np.isfinite(errors))[0])
+            raise ValueError(
+                f"the priority of transition {int(indices[row])} would be {errors[row]}: "
+                "its TD error must be finite"
+            )
+        priorities = (errors + 1e-6) ** self.alpha
+        self._largest_priority = max(self._largest_priority, float(priorities.max()))
+        self._tree.set(indices, priorities)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The stored transitions (views), priorities, links and the generator's state."""
+        size = min(self._added, self.capacity)
+        return {
+            "capacity": self.capacity,
+            "arrays": {name: array[:size] for name, array in self._arrays.items()},
+            "storage": self._storage.state_dict(size),
+            "tree": None if self._tree is None else self._tree.state_dict(),
+            "largest_priority": self._largest_priority,
+            "added": self._added,
+            "last": self._last,
+            "generator": self.generator.bit_generator.state,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave, into a buffer made alike.
+
+        Raises:
+            ValueError: the stored buffer does not fit; this one is then unchanged.
+        """
+        if state["capacity"] != self.capacity:
+            raise ValueError(
+                f"the stored buffer has the capacity {state['capacity']}, this one {self.capacity}"
+            )
+        if (state["tree"] is None) != (self._tree is None):
+            raise ValueError("one of the buffers is prioritised, the other is not")
+        size = min(int(state["added"]), self.capacity)
+        stored = dict(state["arrays"])
+        masks = stored.get("next_action_masks")
+        arrays = dict(self._arrays)
+        if masks is not None and "next_action_masks" not in arrays:
+            arrays["next_action_masks"] = np.zeros((self.capacity, masks.shape[1]), np.bool_)
+        elif masks is None:
+            arrays.pop("next_action_masks", None)
+        for name, array in arrays.items():
+            check_stored(name, array, stored.get(name), size)
+        check_stored("last", self._last, state.get("last"), self.num_envs)
+        self._storage.load_state_dict(state["storage"], size)
+        for name, array in arrays.items():
+            array[:size] = stored[name]
+        self._arrays = arrays
+        self._last[:] = state["last"]
+        self._added = int(state["added"])
+        self._largest_priority = float(state["largest_priority"])
+        if self._tree is not None:
+            self._tree.load_state_dict(state["tree"])
+        self.generator.bit_generator.state = state["generator"]
+
+    def save(self, path: str | Path) -> Path:
+        """Write the buffer to a file, atomically; see `checkpoint.save`."""
+        return checkpoint.save(path, "replay", self.state_dict())
+
+    def load(self, path: str | Path) -> None:
+        """Restore what `save` wrote, into a buffer made alike.
+
+        Raises:
+            CheckpointError: the file is not a buffer of ours, or is damaged.
+            ValueError: it does not fit. In either case this buffer is unchanged.
+        """
+        self.load_state_dict(checkpoint.load(path, "replay"))

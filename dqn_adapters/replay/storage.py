@@ -1,0 +1,280 @@
+"""Where the observations of a replay buffer are kept.
+
+A storage keeps s and s' of every slot of the buffer's ring. `DenseStorage` keeps both whole;
+`FrameStorage` keeps stacks of frames, and every frame once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from dqn_adapters.transition import Arrays, map_arrays
+
+
+class Storage(Protocol):
+    """Keeps the observations of a ring of `capacity` rows, numbered from 0 as they come."""
+
+    oldest: int
+    """Rows before this number are lost, beyond those that the ring overwrote."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays, filled or not."""
+
+    def add(
+        self,
+        numbers: NDArray[np.int64],
+        streams: NDArray[np.int64],
+        observations: Arrays,
+        next_observations: Arrays,
+    ) -> None:
+        """Store rows `numbers`, which belong to the streams (environments) `streams`."""
+
+    def gather(self, slots: NDArray[np.int64]) -> Arrays:
+        """s of the given slots."""
+
+    def gather_next(self, slots: NDArray[np.int64]) -> Arrays:
+        """s' of the given slots."""
+
+    def check(self, observations: Arrays, count: int, name: str) -> None:
+        """Raise `ValueError` unless these are `count` observations of the space."""
+
+    def state_dict(self, size: int) -> dict[str, Any]:
+        """What is stored in the first `size` slots."""
+
+    def load_state_dict(self, state: dict[str, Any], size: int) -> None:
+        """Restore it. Raises `ValueError` before anything is changed if it does not fit."""
+
+
+class DenseStorage:
+    """s and s', each whole, in the dtype of their space."""
+
+    def __init__(self, capacity: int, space: spaces.Space[Any]) -> None:
+        self.capacity = capacity
+        self.oldest = 0
+        self._arrays = {
+            name: _empty(capacity, space) for name in ("observations", "next_observations")
+        }
+
+    @property
+    def nbytes(self) -> int:
+        leaves = (
+            array
+            for arrays in self._arrays.values()
+            for array in (arrays.values() if isinstance(arrays, dict) else [arrays])
+        )
+        return sum(array.nbytes for array in leaves)
+
+    def add(
+        self,
+        numbers: NDArray[np.int64],
+        streams: NDArray[np.int64],
+        observations: Arrays,
+        next_observations: Arrays,
+    ) -> None:
+        slots = numbers % self.capacity
+        for name, rows in (
+            ("observations", observations),
+            ("next_observations", next_observations),
+        ):
+            map_arrays(lambda array, row: array.__setitem__(slots, row), self._arrays[name], rows)
+
+    def gather(self, slots: NDArray[np.int64]) -> Arrays:
+        rows: Arrays = map_arrays(lambda array: array[slots], self._arrays["observations"])
+        return rows
+
+    def gather_next(self, slots: NDArray[np.int64]) -> Arrays:
+        rows: Arrays = map_arrays(lambda array: array[slots], self._arrays["next_observations"])
+        return rows
+
+    def check(self, observations: Arrays, count: int, name: str) -> None:
+        stored = self._arrays["observations"]
+        if isinstance(stored, dict) != isinstance(observations, dict) or (
+            isinstance(stored, dict)
+            and isinstance(observations, dict)
+            and stored.keys() != observations.keys()
+        ):
+            wanted = sorted(stored) if isinstance(stored, dict) else "one array"
+            got = sorted(observations) if isinstance(observations, dict) else "one array"
+            raise ValueError(f"{name} must be {wanted}, got {got}")
+        map_arrays(
+            lambda array, row: check_shape(name, row, (count, *array.shape[1:])),
+            stored,
+            observations,
+        )
+
+    def state_dict(self, size: int) -> dict[str, Any]:
+        return {
+            name: map_arrays(lambda array: array[:size], arrays)
+            for name, arrays in self._arrays.items()
+        }
+
+    def load_state_dict(self, state: dict[str, Any], size: int) -> None:
+        for name, arrays in self._arrays.items():
+            check_stored(name, arrays, state.get(name), size)
+        for name, arrays in self._arrays.items():
+            map_arrays(lambda array, row: array.__setitem__(slice(size), row), arrays, state[name])
+
+
+class FrameStorage:
+    """Observations that are stacks of frames along their first axis, every frame kept once.
+
+    An observation `(stack * c, ...)` consists of `stack` frames `(c, ...)`. s' shares all but its
+    newest frame with s, and the next s is s'; both are recognised by comparing, so any stream is
+    stored right, and one of stacked frames also small. Every row holds the places of its frames
+    in a ring of frames. That ring has a little more room than the buffer has rows, since an
+    episode of T steps has T + 1 frames; where short episodes need more, the oldest rows go early.
+
+    Args:
+        capacity: Rows.
+        space: The space of one observation, a `Box`.
+        stack: Frames in an observation.
+        num_streams: Environments whose rows come interleaved.
+    """
+
+    def __init__(
+        self, capacity: int, space: spaces.Space[Any], *, stack: int, num_streams: int
+    ) -> None:
+        if not isinstance(space, spaces.Box) or not space.shape or space.shape[0] % stack:
+            raise ValueError(
+                f"frame_stack={stack} needs a Box whose first axis is a multiple of {stack}, "
+                f"got {space}"
+            )
+        self.capacity = capacity
+        self.oldest = 0
+        self.shape = space.shape
+        frame = (space.shape[0] // stack, *space.shape[1:])
+        self._room = capacity + capacity // 32 + 4 * stack * num_streams
+        self._frames = np.zeros((self._room, *frame), space.dtype)
+        self._last_row = np.full(self._room, -1, np.int64)  # the newest row that uses a frame
+        self._rows = np.zeros((2, capacity, stack), np.int32)  # places of the frames of s and s'
+        self._added = 0
+        # Of every stream the frames of its last s': the next s is usually the same.
+        self._tails = np.full((num_streams, stack), -1, np.int64)
+
+    @property
+    def nbytes(self) -> int:
+        return self._frames.nbytes + self._last_row.nbytes + self._rows.nbytes + self._tails.nbytes
+
+    def add(
+        self,
+        numbers: NDArray[np.int64],
+        streams: NDArray[np.int64],
+        observations: Arrays,
+        next_observations: Arrays,
+    ) -> None:
+        assert not isinstance(observations, dict)
+        assert not isinstance(next_observations, dict)
+        stack = self._rows.shape[2]
+        for number, stream, s, s2 in zip(
+            numbers, streams, observations, next_observations, strict=True
+        ):
+            known = self._tails[stream]
+            ids = self._intern(s.reshape(stack, *self._frames.shape[1:]), known)
+            next_ids = self._intern(
+                s2.reshape(stack, *self._frames.shape[1:]), np.append(ids[1:], -1)
+            )
+            self._tails[stream] = next_ids
+            for kind, places in enumerate((ids, next_ids)):
+                self._rows[kind, number % self.capacity] = places % self._room
+                self._last_row[places % self._room] = number
+
+    def _intern(self, frames: NDArray[Any], candidates: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The numbers of the frames: the candidates where they are these frames, else new ones."""
+        ids = np.empty(len(frames), np.int64)
+        # A frame about to be overwritten is stored anew: the rest of this row may take its place.
+        alive = self._added - self._room + 2 * len(frames)
+        for k, frame in enumerate(frames):
+            for candidate in (candidates[k], ids[k - 1] if k else -1):
+                if candidate >= max(alive, 0) and np.array_equal(
+                    self._frames[candidate % self._room], frame
+                ):
+                    ids[k] = candidate
+                    break
+            else:
+                ids[k] = self._append(frame)
+        return ids
+
+    def _append(self, frame: NDArray[Any]) -> int:
+        place = self._added % self._room
+        self.oldest = max(self.oldest, int(self._last_row[place]) + 1)
+        self._frames[place] = frame
+        self._last_row[place] = -1
+        self._added += 1
+        return self._added - 1
+
+    def gather(self, slots: NDArray[np.int64]) -> Arrays:
+        return self._stacks(self._rows[0, slots])
+
+    def gather_next(self, slots: NDArray[np.int64]) -> Arrays:
+        return self._stacks(self._rows[1, slots])
+
+    def _stacks(self, places: NDArray[np.int32]) -> Arrays:
+        stacks: NDArray[Any] = self._frames[places].reshape(len(places), *self.shape)
+        return stacks
+
+    def check(self, observations: Arrays, count: int, name: str) -> None:
+        check_shape(name, observations, (count, *self.shape))
+
+    def state_dict(self, size: int) -> dict[str, Any]:
+        used = min(self._added, self._room)
+        return {
+            "frames": self._frames[:used],
+            "last_row": self._last_row[:used],
+            "rows": self._rows[:, :size].copy(),
+            "tails": self._tails,
+            "added": self._added,
+            "oldest": self.oldest,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], size: int) -> None:
+        used = min(int(state["added"]), self._room)
+        check_stored("frames", self._frames, state.get("frames"), used)
+        check_stored("last_row", self._last_row, state.get("last_row"), used)
+        check_stored("tails", self._tails, state.get("tails"), len(self._tails))
+        check_shape("rows of the stored buffer", state["rows"], (2, size, self._rows.shape[2]))
+        self._frames[:used] = state["frames"]
+        self._last_row[:used] = state["last_row"]
+        self._rows[:, :size] = state["rows"]
+        self._tails[:] = state["tails"]
+        self._added, self.oldest = int(state["added"]), int(state["oldest"])
+
+
+def check_shape(name: str, array: Any, shape: tuple[int, ...]) -> None:
+    """Raise `ValueError` unless the array has this shape."""
+    got = np.shape(array) if not isinstance(array, dict) else sorted(array)
+    if got != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {got}")
+
+
+def check_stored(name: str, ours: Arrays, stored: Any, size: int) -> None:
+    """Raise `ValueError` unless `stored` can be copied into the first `size` rows of `ours`."""
+
+    def check(array: NDArray[Any], rows: Any) -> None:
+        check_shape(f"{name} of the stored buffer", rows, (size, *array.shape[1:]))
+        if rows.dtype != array.dtype:
+            raise ValueError(f"{name} of the stored buffer must be {array.dtype}, got {rows.dtype}")
+
+    if stored is None or isinstance(stored, dict) != isinstance(ours, dict):
+        raise ValueError(f"{name} of the stored buffer are missing or of another kind")
+    if isinstance(ours, dict) and ours.keys() != stored.keys():
+        raise ValueError(
+            f"{name} of the stored buffer must be {sorted(ours)}, got {sorted(stored)}"
+        )
+    map_arrays(check, ours, stored)
+
+
+def _empty(capacity: int, space: spaces.Space[Any]) -> Arrays:
+    if isinstance(space, spaces.Dict):
+        return {name: _leaf(capacity, part) for name, part in space.items()}
+    return _leaf(capacity, space)
+
+
+def _leaf(capacity: int, space: spaces.Space[Any]) -> NDArray[Any]:
+    if space.shape is None or space.dtype is None:
+        raise ValueError(f"observations of {space} cannot be stored in an array")
+    return np.zeros((capacity, *space.shape), space.dtype)
