@@ -24,7 +24,7 @@ lint: setup  ## ruff and mypy --strict
 	$(BIN)/mypy
 
 test: lint  ## everything that must hold, in minutes
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: setup  ## the long learning runs
 	$(BIN)/python -m pytest -n auto -m slow
