@@ -27,8 +27,8 @@ class Trained:
     act: Callable[[np.ndarray, float], np.ndarray]
     """Observations `(N, ...)` and an epsilon to actions `(N,)`, as the adapter acts in training."""
 
-    save: Callable[[Path], None]
-    learn: Callable[[int], None]
+    save: Callable[[Path], object]
+    learn: Callable[[int], object]
 
     @property
     def parameters(self) -> list[torch.Tensor]:
@@ -53,8 +53,8 @@ def native(make_env: MakeEnv, config: DQNConfig, seed: int, load: Path | None = 
         learner=agent.learner,
         q_values=lambda s: agent.q_net(torch.from_numpy(s)).detach().numpy(),
         act=act,
-        save=lambda path: None if agent.save(path) else None,
-        learn=lambda n: None if agent.learn(n) else None,
+        save=agent.save,
+        learn=agent.learn,
     )
 
 
@@ -78,7 +78,7 @@ def sb3(make_env: MakeEnv, config: DQNConfig, seed: int, load: Path | None = Non
         q_values=lambda s: model.q_net(model.policy.obs_to_tensor(s)[0]).detach().numpy(),
         act=act,
         save=model.save,
-        learn=lambda n: None if model.learn(n, reset_num_timesteps=False) else None,
+        learn=lambda n: model.learn(n, reset_num_timesteps=False),
     )
 
 
