@@ -58,7 +58,8 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
     unless an option of it is given, and no target network unless one is asked for.
 
     Args:
-        policy: The policy that acts; its model is what is learned.
+        policy: The policy that acts; its model is what is learned. A `DQNPolicy`, or Tianshou's
+            own.
         optim: Makes the optimiser of the model. None: Adam as in `config`.
         config: All hyper-parameters at once, in place of any keyword. Batch size and update ratio
             are the trainer's: `trainer_params` gives them.
@@ -78,6 +79,8 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(policy=policy)
+        if not isinstance(policy, DiscreteQLearningPolicy):
+            raise rejected("policy", type(policy).__name__, "a DQNPolicy")
         if config is None and optim is None:
             raise ValueError("optim is missing: write optim=AdamOptimizerFactory(lr=...)")
         if config is not None and options:
@@ -90,11 +93,8 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
         self.learner = DQNLearner(
             policy.model, self.config, optimizer=self.optim._optim, q_values=_q_values
         )
-        self.model_old = (
-            None
-            if self.config.variant == "vanilla"
-            else EvalModeModuleWrapper(self.learner.target_net)
-        )
+        target_net = self.learner.target_net
+        self.model_old = None if target_net is policy.model else EvalModeModuleWrapper(target_net)
         self._explores = config is not None or any(name in options for name in SCHEDULE)
         self._exploration_steps = self.config.exploration_steps
         self._set_epsilon()
@@ -108,7 +108,8 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
         """Tell of new environment steps and finished episodes, after collecting them.
 
         `run_training` does so. Whoever calls `update` in a loop of their own calls this before:
-        the period of the target network and the epsilon schedule are counted in these.
+        the period of the target network and the epsilon schedule are counted in these. (The
+        length of the schedule is `exploration_steps`, or see `start_schedule`.)
 
         Returns:
             Whether the target network was synced.
@@ -184,23 +185,22 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
 
     def _transition(self, batch: Any) -> Transition:
         device = torch_device(self.policy.model)
+
+        def tensor(values: Any, dtype: torch.dtype) -> Any:
+            return None if values is None else torch.as_tensor(values, dtype=dtype, device=device)
+
         observations, _ = split_mask(batch.obs)
         next_observations, masks = split_mask(batch.obs_next)
         discounts = np.where(batch.terminated, 0.0, self.config.gamma)  # a time limit bootstraps
-        weights = getattr(batch, "weight", None)
         return Transition(
             # As they are: a model of Tianshou converts its observations itself.
             observations=cast(Observations, observations),
-            actions=torch.as_tensor(batch.act, dtype=torch.int64, device=device),
-            rewards=torch.as_tensor(batch.rew, dtype=torch.float32, device=device),
-            discounts=torch.as_tensor(discounts, dtype=torch.float32, device=device),
+            actions=tensor(batch.act, torch.int64),
+            rewards=tensor(batch.rew, torch.float32),
+            discounts=tensor(discounts, torch.float32),
             next_observations=cast(Observations, next_observations),
-            next_action_masks=None if masks is None else torch.as_tensor(masks, device=device),
-            weights=(
-                None
-                if weights is None
-                else torch.as_tensor(weights, dtype=torch.float32, device=device)
-            ),
+            next_action_masks=tensor(masks, torch.bool),
+            weights=tensor(getattr(batch, "weight", None), torch.float32),
         )
 
     def get_extra_state(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tianshou.utils.net.common import Net
 from tianshou.utils.torch_utils import policy_within_training_step
 
 from dqn_adapters import DQNConfig, DQNLearner, Transition
-from dqn_adapters.tianshou import DQN, DQNPolicy
+from dqn_adapters.tianshou import DQN, DQNPolicy, PrioritizedReplayBuffer
 
 ACTIONS, FEATURES, SIZE, BATCH, UPDATES, PERIOD, LR = 3, 4, 500, 32, 200, 16, 1e-3
 
@@ -28,10 +28,10 @@ HOST = {
 }
 
 
-def filled_buffer() -> ReplayBuffer:
+def filled_buffer(buffer: ReplayBuffer | None = None) -> ReplayBuffer:
     """Noise in which episodes end both ways. Tianshou samples every such buffer alike."""
     generator = np.random.default_rng(0)
-    buffer = ReplayBuffer(SIZE)
+    buffer = ReplayBuffer(SIZE) if buffer is None else buffer
     for _ in range(SIZE):
         ends, kind = generator.random() < 0.2, generator.random() < 0.5
         buffer.add(
@@ -53,22 +53,22 @@ def make_model() -> Net:
     return Net(state_shape=FEATURES, action_shape=ACTIONS, hidden_sizes=(32, 32))
 
 
-def train(algorithm: Any) -> dict[str, torch.Tensor]:
-    buffer = filled_buffer()
+def train(algorithm: Any, buffer: ReplayBuffer | None = None) -> dict[str, torch.Tensor]:
+    buffer = filled_buffer(buffer)
     with policy_within_training_step(algorithm.policy):
         for _ in range(UPDATES):
             algorithm.update(buffer=buffer, sample_size=BATCH)
     return algorithm.policy.model.state_dict()
 
 
-def host(**options: Any) -> dict[str, torch.Tensor]:
+def host(buffer: ReplayBuffer | None = None, **options: Any) -> dict[str, torch.Tensor]:
     policy = DiscreteQLearningPolicy(model=make_model(), action_space=spaces.Discrete(ACTIONS))
-    return train(HostDQN(policy=policy, optim=AdamOptimizerFactory(lr=LR), **options))
+    return train(HostDQN(policy=policy, optim=AdamOptimizerFactory(lr=LR), **options), buffer)
 
 
-def ours(**options: Any) -> dict[str, torch.Tensor]:
+def ours(buffer: ReplayBuffer | None = None, **options: Any) -> dict[str, torch.Tensor]:
     policy = DQNPolicy(model=make_model(), action_space=spaces.Discrete(ACTIONS))
-    return train(DQN(policy=policy, optim=AdamOptimizerFactory(lr=LR), **options))
+    return train(DQN(policy=policy, optim=AdamOptimizerFactory(lr=LR), **options), buffer)
 
 
 def native(config: DQNConfig) -> dict[str, torch.Tensor]:
@@ -126,6 +126,15 @@ def test_parameters_equal_those_of_the_host_and_of_the_core(
 )
 def test_an_import_is_all_that_a_script_changes(options: dict[str, Any]) -> None:
     assert_equal(ours(**options), host(**options))
+
+
+def test_prioritized_replay_gives_the_same_weights_and_priorities() -> None:
+    buffers = [PrioritizedReplayBuffer(SIZE, alpha=0.6, beta=0.4, seed=0) for _ in range(2)]
+    options = {"target_update_freq": PERIOD}
+    assert_equal(ours(buffers[0], **options), host(buffers[1], **options))
+    priorities = [buffer.weight[np.arange(SIZE)] for buffer in buffers]
+    np.testing.assert_allclose(*priorities, rtol=1e-4)
+    assert priorities[0].std() > 0.1
 
 
 def test_the_variants_differ_on_these_batches() -> None:

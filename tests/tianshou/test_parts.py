@@ -1,0 +1,201 @@
+"""The policy and the buffers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tianshou.data as host
+import torch
+from gymnasium import spaces
+from tianshou.algorithm.modelfree.dqn import DiscreteQLearningPolicy
+from tianshou.data import Batch
+from tianshou.utils.torch_utils import policy_within_training_step
+
+from dqn_adapters.tianshou import (
+    DQNPolicy,
+    PrioritizedReplayBuffer,
+    PrioritizedVectorReplayBuffer,
+    ReplayBuffer,
+    VectorReplayBuffer,
+)
+
+
+class Echo(torch.nn.Module):
+    """Q(s, .) = s."""
+
+    def forward(self, obs: Any, state: Any = None, info: Any = None) -> Any:
+        return torch.as_tensor(obs), state
+
+
+def policy(num_actions: int = 3, **options: Any) -> DQNPolicy:
+    return DQNPolicy(model=Echo(), action_space=spaces.Discrete(num_actions), **options)
+
+
+def observed(q_values: Any, mask: Any = None) -> Batch:
+    obs = np.array(q_values, np.float32)
+    return Batch(obs=obs if mask is None else Batch(obs=obs, mask=np.array(mask)), info={})
+
+
+def test_greedy_actions_are_legal() -> None:
+    batch = observed([[1.0, 9.0, 2.0], [3.0, 9.0, 2.0]], [[1, 0, 1], [1, 0, 0]])
+    assert policy()(batch).act.tolist() == [2, 0]
+    assert policy()(observed([[1.0, 9.0, 2.0]])).act.tolist() == [1]
+
+
+def test_a_row_of_nan_or_without_action_stays_its_own() -> None:
+    """T15: Tianshou's mask arithmetic takes the minimum and maximum over the whole batch."""
+    batch = observed([[np.nan] * 3, [1.0, 2.0, 9.0]], [[1, 1, 1], [1, 1, 0]])
+    assert policy()(batch).act[1] == 1
+    theirs = DiscreteQLearningPolicy(model=Echo(), action_space=spaces.Discrete(3))
+    assert theirs(batch).act[1] == 0
+
+    stuck = observed([[1.0, 2.0, 9.0]], [[0, 0, 0]])
+    with pytest.raises(ValueError, match="allows no action in rows"):
+        policy()(stuck)
+    assert theirs(stuck).act[0] == 2  # illegal, as all are
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_epsilon_one_is_uniform_over_legal_actions_and_every_environment_draws(
+    training: bool,
+) -> None:
+    chooser = policy(4, eps_training=float(training), eps_inference=float(not training), seed=0)
+    batch = observed(np.zeros((6000, 4)), np.tile([1, 0, 1, 1], (6000, 1)))
+    with policy_within_training_step(chooser, training):
+        actions = chooser.add_exploration_noise(chooser(batch).act, batch)
+    share = np.bincount(actions, minlength=4) / 6000
+    assert share[1] == 0.0
+    assert share[[0, 2, 3]] == pytest.approx([1 / 3] * 3, abs=0.03)
+
+    half = policy(4, eps_training=0.5, eps_inference=0.5, seed=0)
+    batch = observed(np.tile([0.0, 0.0, 0.0, 1.0], (6000, 1)))
+    actions = half.add_exploration_noise(half(batch).act, batch)
+    assert np.mean(actions != 3) == pytest.approx(0.5 * 3 / 4, abs=0.03)
+
+
+def test_epsilon_zero_is_greedy_and_draws_nothing() -> None:
+    chooser = policy(seed=0)
+    before = chooser.random_state
+    batch = observed([[1.0, 9.0, 2.0]])
+    assert chooser.add_exploration_noise(chooser(batch).act, batch).tolist() == [1]
+    assert chooser.random_state == before
+
+
+def test_the_seed_decides_the_exploration() -> None:
+    def draw(seed: int | None) -> list[int]:
+        chooser = policy(eps_inference=1.0, seed=seed)
+        return chooser.add_exploration_noise(
+            np.zeros(50, np.int64), observed(np.zeros((50, 3)))
+        ).tolist()
+
+    assert draw(3) == draw(3)
+    assert draw(3) != draw(4)
+    assert draw(None) != draw(None)
+
+
+def test_only_a_discrete_action_space_is_accepted() -> None:
+    with pytest.raises(ValueError, match=r"action_space=Box.*must be a Discrete"):
+        DQNPolicy(model=Echo(), action_space=spaces.Box(0.0, 1.0))
+
+
+def step(n: int, value: float = 0.0) -> Batch:
+    return Batch(
+        obs=np.full((n, 2), value),
+        act=np.zeros(n, int),
+        rew=np.zeros(n),
+        terminated=np.zeros(n, bool),
+        truncated=np.zeros(n, bool),
+        obs_next=np.zeros((n, 2)),
+        info=np.array([{}] * n),
+    )
+
+
+PRIORITIZED = {"alpha": 0.6, "beta": 0.4}
+BUFFERS = [
+    lambda **k: ReplayBuffer(40, **k),
+    lambda **k: VectorReplayBuffer(40, 2, **k),
+    lambda **k: PrioritizedReplayBuffer(40, **PRIORITIZED, **k),
+    lambda **k: PrioritizedVectorReplayBuffer(40, 2, **PRIORITIZED, **k),
+]
+
+
+def fill(buffer: Any, steps: int = 20) -> Any:
+    n = getattr(buffer, "buffer_num", 1)
+    for _ in range(steps):
+        buffer.add(step(n), buffer_ids=list(range(n)))
+    return buffer
+
+
+@pytest.mark.parametrize("make", BUFFERS)
+def test_sampling_follows_the_seed(make: Any) -> None:
+    def indices(seed: int | None) -> list[int]:
+        buffer = fill(make(seed=seed))
+        return np.concatenate([buffer.sample(16)[1] for _ in range(3)]).tolist()
+
+    assert indices(1) == indices(1)
+    assert indices(1) != indices(2)
+    assert indices(None) != indices(None)
+    np.random.seed(0)  # noqa: NPY002 - Tianshou's prioritised buffers draw from the global state
+    first = indices(1)
+    np.random.seed(1)  # noqa: NPY002
+    assert indices(1) == first
+
+
+def test_the_hosts_buffers_draw_every_experiment_alike() -> None:
+    """T12."""
+    first, second = (fill(host.VectorReplayBuffer(40, 2)).sample(16)[1] for _ in range(2))
+    assert np.array_equal(first, second)
+
+
+def test_parts_of_a_vector_buffer_draw_apart() -> None:
+    """All parts of Tianshou's draw from equal streams: the same places in each."""
+    buffer = fill(VectorReplayBuffer(40, 2, seed=0))
+    draws = [part.sample_indices(16) for part in buffer.buffers]
+    assert not np.array_equal(*draws)
+
+
+@pytest.mark.parametrize("make", BUFFERS)
+def test_a_nan_is_found_wherever_it_comes_in(make: Any) -> None:
+    buffer = fill(make(), steps=3)
+    n = getattr(buffer, "buffer_num", 1)
+    assert not buffer.hasnull()
+    buffer.add(step(n, np.nan), buffer_ids=list(range(n)))
+    assert buffer.hasnull()
+    assert buffer.hasnull()  # as long as it is there
+    buffer.reset()
+    fill(buffer, steps=3)
+    assert not buffer.hasnull()
+    buffer.set_array_at_key(np.full(40, np.nan), "rew")
+    assert buffer.hasnull()
+
+
+def test_only_new_rows_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T8: Tianshou's trainer looks through the whole buffer after every collection step."""
+    buffer = fill(VectorReplayBuffer(40, 2))
+    assert not buffer.hasnull()
+    rows = []
+    get = host.ReplayBuffer.__getitem__
+
+    def spy(self: Any, index: Any) -> Any:
+        rows.append(index)
+        return get(self, index)
+
+    monkeypatch.setattr(host.ReplayBuffer, "__getitem__", spy)
+    fill(buffer, steps=2)
+    assert not buffer.hasnull()
+    assert [sorted(index) for index in rows] == [[0, 1, 20, 21]]
+    assert not buffer.hasnull()
+    assert len(rows) == 1
+
+
+def test_a_buffer_goes_through_a_file(tmp_path: Path) -> None:
+    buffer = fill(VectorReplayBuffer(40, 2, seed=0))
+    buffer.hasnull()
+    buffer.save_hdf5(str(tmp_path / "buffer.hdf5"))
+    loaded = VectorReplayBuffer.load_hdf5(str(tmp_path / "buffer.hdf5"))
+    assert len(loaded) == 40
+    assert not loaded.hasnull()
+    assert np.array_equal(loaded.sample(16)[1], buffer.sample(16)[1])
