@@ -1,0 +1,284 @@
+"""The command `dqn-bench`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import typing
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from dqn_adapters.benchmark import systems as systems_
+from dqn_adapters.benchmark.executor import Event, Failed, Finished, Progressed, Started, execute
+from dqn_adapters.benchmark.provenance import usable_cores
+from dqn_adapters.benchmark.spec import RunSpec
+from dqn_adapters.benchmark.store import Failure, Store, StoreError
+from dqn_adapters.benchmark.suite import Suite, SuiteError, find_suites, load_suite
+
+FAILED_RUNS = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="dqn-bench",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Train DQN variants in several libraries under one levelled configuration, and compare "
+    "them.\n\n"
+    "A *suite* is a TOML file: environments, systems, seeds, configuration. A *system* is an "
+    "implementation and a variant, such as `sb3-double`.\n\n"
+    "Exit codes: 0 done, 1 some runs failed, 2 the input is wrong (nothing was trained), "
+    "130 interrupted (finished runs are kept).",
+)
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+SuiteArgument = Annotated[
+    str, typer.Argument(help="Name of a suite (see `list`), or path of a .toml.")
+]
+ResultsOption = Annotated[
+    Path, typer.Option("--results", metavar="DIR", help="Where results are kept.")
+]
+RESULTS = Path("results")
+
+
+@app.command("list")
+def list_() -> None:
+    """Show the suites and the systems."""
+    suites = Table("suite", "environments", "systems", "seeds", "steps", "what it is", box=None)
+    for name in sorted(find_suites()):
+        try:
+            suite = load_suite(name)
+        except SuiteError as error:
+            suites.add_row(f"[bold]{name}[/]", f"[red]{escape(str(error))}[/]")
+            continue
+        suites.add_row(
+            f"[bold]{name}[/]",
+            escape(", ".join(environment.spec.id for environment in suite.environments)),
+            str(len(suite.systems)),
+            str(len(suite.seeds)),
+            f"{suite.total_timesteps:,}",
+            escape(suite.description),
+        )
+    out.print(suites)
+    out.print()
+    table = Table("system", "implementation", "variant", "", box=None)
+    for system in systems_.SYSTEMS:
+        missing = system.missing()
+        table.add_row(
+            f"[bold]{system.name}[/]",
+            systems_.LABELS[system.implementation],
+            system.variant,
+            f"[yellow]{escape(missing.partition(': ')[2])}[/]" if missing else "ready",
+        )
+    out.print(table)
+
+
+@app.command()
+def run(
+    suite: SuiteArgument,
+    systems: Annotated[
+        str | None,
+        typer.Option(
+            "--systems",
+            metavar="A,B,..",
+            help="Only these systems, implementations, or functions of yours as "
+            "`package.module:function`.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", metavar="N", help="So many seeds instead.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", metavar="N", min=1, help="Worker processes. Default: all cores."),
+    ] = None,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Train what is not finished yet.
+
+    Every finished run is kept, whatever happens to the others; the same command again goes on, and
+    more seeds or systems add to what is there.
+    """
+    loaded = _load(suite)
+    try:
+        if systems is not None:
+            loaded = loaded.replace_systems([name.strip() for name in systems.split(",")])
+        if seeds is not None:
+            loaded = loaded.replace_seeds(seeds)
+        loaded.check_runnable()
+    except SuiteError as error:
+        _fail(str(error))
+    store = Store(results, loaded.name)
+    store.sweep()
+    runs = loaded.runs()
+    pending = [each for each in runs if not store.has(each)]
+    workers = min(workers or usable_cores(), max(1, len(pending)))
+    out.print(
+        f"Suite [bold]{escape(loaded.name)}[/]: {len(runs)} runs, "
+        f"{len(runs) - len(pending)} finished before, {len(pending)} to do "
+        f"with {workers} {_plural(workers, 'worker')}. Results in {escape(str(store.path))}."
+    )
+    failures: list[Failure] = []
+    try:
+        with _Display(pending, workers) as display:
+            for event in execute(pending, store, workers=workers):
+                display.show(event)
+                if isinstance(event, Failed):
+                    failures.append(event.failure)
+    except KeyboardInterrupt:
+        done = sum(store.has(each) for each in runs)
+        err.print(
+            f"\nInterrupted. {done} of {len(runs)} runs are finished and kept; "
+            "the same command goes on with the rest."
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    if failures:
+        _print_failures(failures, store)
+        raise typer.Exit(FAILED_RUNS)
+    out.print(f"All {len(runs)} runs are finished. The report: dqn-bench report {escape(suite)}")
+
+
+@app.command()
+def report(
+    suite: SuiteArgument,
+    results: ResultsOption = RESULTS,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="DIR", help="Default: report/ beside the suite's runs."),
+    ] = None,
+) -> None:
+    """Write the results of a suite as one HTML page and as Markdown with pictures.
+
+    The page holds everything in one file and opens without a network.
+    """
+    from dqn_adapters.benchmark.report import ReportError, write_report  # takes seconds
+
+    loaded = _load(suite)
+    store = Store(results, loaded.name)
+    try:
+        page = write_report(loaded, store, output or store.path / "report", asked_as=suite)
+    except (ReportError, StoreError) as error:
+        _fail(str(error))
+    out.print(f"The report: {escape(str(page.resolve()))}", soft_wrap=True)
+    out.print(f"The same in Markdown: {escape(str(page.with_suffix('.md')))}", soft_wrap=True)
+
+
+class _Display:
+    """Live bars on a terminal, a line per finished run elsewhere."""
+
+    def __init__(self, runs: Sequence[RunSpec], workers: int) -> None:
+        self._live = out.is_terminal
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[amount]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=out,
+            speed_estimate_period=120.0,
+            disable=not self._live,
+        )
+        self._steps: Counter[str] = Counter()
+        self._count = len(runs)
+        self._done = 0
+        self._overall = self._progress.add_task(
+            "[bold]all runs", total=sum(run.total_timesteps for run in runs), amount=""
+        )
+        self._tasks: list[TaskID] = []
+        if len(runs) > 0:
+            self._tasks = [
+                self._progress.add_task("", total=1, amount="", visible=False)
+                for _ in range(workers)
+            ]
+
+    def __enter__(self) -> _Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, event: Event) -> None:
+        """Bring the display up to date."""
+        run = event.run
+        label = escape(f"{run.environment.id} {run.system} seed {run.seed_index}")
+        task = self._tasks[event.worker]
+        if isinstance(event, Started):
+            self._progress.reset(
+                task, description=label, total=run.total_timesteps, visible=True, amount=""
+            )
+        elif isinstance(event, Progressed):
+            self._step(run, event.timestep)
+            self._progress.update(task, completed=event.timestep, amount=f"{event.timestep:,}")
+        else:
+            self._done += 1
+            self._step(run, run.total_timesteps)
+            self._progress.update(task, visible=False)
+            count = f"{self._done}/{self._count}"
+            if isinstance(event, Finished):
+                text = f"score {event.final_score:.1f}, {event.training_seconds:.1f} s"
+                self._progress.console.print(f"[green]done[/]   {count} {label}: {text}")
+            else:
+                reason = escape(event.failure.reason)
+                self._progress.console.print(f"[red]failed[/] {count} {label}: {reason}")
+
+    def _step(self, run: RunSpec, timestep: int) -> None:
+        self._steps[run.name] = timestep
+        self._progress.update(
+            self._overall,
+            completed=self._steps.total(),
+            amount=f"{self._done}/{self._count}",
+        )
+
+
+def _print_failures(failures: Sequence[Failure], store: Store) -> None:
+    err.print(f"[red]{len(failures)} {_plural(len(failures), 'run')} failed:[/]")
+    for failure in failures:
+        err.print(f"  {escape(failure.run.name)}: {escape(failure.reason)}", soft_wrap=True)
+    err.print(
+        f"Details are in {escape(str(store.path / 'failures'))}. "
+        "The same command tries these runs again."
+    )
+
+
+def _plural(count: int, noun: str) -> str:
+    return noun if count == 1 else noun + "s"
+
+
+def _load(name: str) -> Suite:
+    try:
+        return load_suite(name)
+    except SuiteError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> typing.Never:
+    err.print(f"[red]error:[/] {escape(message)}", soft_wrap=True)
+    raise typer.Exit(BAD_INPUT)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    if os.getcwd() not in sys.path:  # systems of the user's own are found as `python -m` finds them
+        sys.path.insert(0, os.getcwd())
+    app()

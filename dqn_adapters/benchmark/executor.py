@@ -1,0 +1,289 @@
+"""Runs in worker processes: every core, one thread each, and no run can take another one down.
+
+Each slot owns one process, which lives on from run to run (importing the hosts takes seconds). A
+process that dies fails its run alone and is replaced; a pool of the standard library would break
+as a whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+from dqn_adapters.benchmark.spec import RunSpec
+from dqn_adapters.benchmark.store import Failure, RunResult, Store
+
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "NUMEXPR_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+}
+_GRACE_SECONDS = 5.0
+_LOG_TAIL = 40
+
+
+@dataclass(frozen=True)
+class Started:
+    """A worker took a run."""
+
+    run: RunSpec
+    worker: int
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """A run got further."""
+
+    run: RunSpec
+    worker: int
+    timestep: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run is done and stored."""
+
+    run: RunSpec
+    worker: int
+    final_score: float
+    training_seconds: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A run failed; the reason is stored."""
+
+    run: RunSpec
+    worker: int
+    failure: Failure
+
+
+Event = Started | Progressed | Finished | Failed
+
+
+def execute(runs: Sequence[RunSpec], store: Store, *, workers: int) -> Iterator[Event]:
+    """Train the runs and tell what happens, as it happens.
+
+    Finished runs are in the store before their event. Leaving the loop early, by an exception or
+    by `close()`, ends the workers; the runs in flight are lost, no other.
+
+    Args:
+        runs: What to train, in this order.
+        store: Where results and failures go.
+        workers: Number of processes.
+    """
+    pending = deque(runs)
+    slots = [_Slot(number, store, workers) for number in range(min(workers, len(pending)))]
+    store.logs.mkdir(parents=True, exist_ok=True)
+    try:
+        for slot in slots:
+            yield slot.assign(pending.popleft())
+        while busy := [slot for slot in slots if slot.run is not None]:
+            # A worker that died with messages unread shows in both; the messages come first.
+            ready = wait([thing for slot in busy for thing in slot.waitables])
+            for slot in busy:
+                if any(thing in ready for thing in slot.waitables):
+                    yield from slot.events()
+                if slot.run is None and pending:
+                    yield slot.assign(pending.popleft())
+    finally:
+        _stop(slots)
+
+
+class _Slot:
+    def __init__(self, number: int, store: Store, workers: int) -> None:
+        self.number = number
+        self.run: RunSpec | None = None
+        self._store = store
+        self._workers = workers
+        self._process: SpawnProcess | None = None
+        self._connection: Connection | None = None
+
+    @property
+    def log(self) -> Path:
+        return self._store.logs / f"worker-{self.number}.log"
+
+    @property
+    def waitables(self) -> list[Connection | int]:
+        assert self._process is not None
+        assert self._connection is not None
+        return [self._connection, self._process.sentinel]
+
+    def assign(self, run: RunSpec) -> Started:
+        self.run = run
+        if self._process is None:
+            self._spawn()
+        assert self._connection is not None
+        with contextlib.suppress(BrokenPipeError):  # it died idle: the sentinel tells
+            self._connection.send(run)
+        return Started(run, self.number)
+
+    def events(self) -> Iterator[Event]:
+        assert self._process is not None
+        assert self._connection is not None
+        died = not self._process.is_alive()
+        with contextlib.suppress(EOFError, OSError):  # it ended, perhaps in the middle of a message
+            while self.run is not None and self._connection.poll():
+                message = self._connection.recv()
+                yield self._event(message)
+        if died:
+            self._process.join()
+            code = self._process.exitcode or 0
+            self._connection.close()
+            self._process = self._connection = None
+            if self.run is not None:
+                yield self._fail(_death(code), self._log_tail())
+
+    def _event(self, message: int | Failure | tuple[float, float]) -> Event:
+        run = self.run
+        assert run is not None
+        if isinstance(message, int):
+            return Progressed(run, self.number, message)
+        if isinstance(message, Failure):
+            return self._fail(message.reason, message.details)
+        self.run = None
+        return Finished(run, self.number, *message)
+
+    def _fail(self, reason: str, details: str) -> Failed:
+        run = self.run
+        assert run is not None
+        self.run = None
+        failure = Failure(run, reason, details)
+        self._store.save_failure(failure)
+        return Failed(run, self.number, failure)
+
+    def _spawn(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_work,
+            args=(theirs, self._store, self._workers, self.log),
+            name=f"dqn-bench worker {self.number}",
+            daemon=True,
+        )
+        with _one_thread(), _interrupts_held_back():
+            self._process.start()
+        theirs.close()
+
+    def stop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        if self._process is not None and self.run is not None:
+            self._process.terminate()
+
+    def join(self, deadline: float) -> None:
+        if self._process is None:
+            return
+        self._process.join(max(0.0, deadline - time.monotonic()))
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def _log_tail(self) -> str:
+        assert self.run is not None
+        with contextlib.suppress(OSError):
+            text = self.log.read_text(errors="replace").rpartition(_heading(self.run))[2]
+            return "\n".join(text.splitlines()[-_LOG_TAIL:]).strip()
+        return ""
+
+
+def _stop(slots: Sequence[_Slot]) -> None:
+    for slot in slots:
+        slot.stop()
+    deadline = time.monotonic() + _GRACE_SECONDS
+    for slot in slots:
+        slot.join(deadline)
+
+
+def _heading(run: RunSpec) -> str:
+    return f"--- {run.name}"
+
+
+def _death(code: int) -> str:
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"the worker process was killed by {signal.Signals(-code).name}"
+    return f"the worker process ended by itself with exit code {code}"
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """The libraries of a child started inside read these variables when they are imported."""
+    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    os.environ.update(ONE_THREAD)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C reaches the whole process group. A child started inside inherits the blocked signal:
+    only the parent is interrupted, and it ends the children."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(connection: Connection, store: Store, workers: int, log: Path) -> None:
+    """The worker process: receive a run, train it, store it, tell; until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _redirect_output(log)
+    import torch
+
+    from dqn_adapters.benchmark.systems import train
+
+    torch.set_num_threads(1)
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            run: RunSpec = connection.recv()
+            print(_heading(run), flush=True)
+            try:
+                result = train(run, progress=connection.send, workers=workers)
+                store.save(result)
+            except (BrokenPipeError, ConnectionResetError):
+                raise  # the parent is gone: nobody wants the rest
+            except Exception as error:
+                traceback.print_exc()
+                reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+                connection.send(Failure(run, reason, traceback.format_exc()))
+            else:
+                connection.send(_summary(result))
+
+
+def _summary(result: RunResult) -> tuple[float, float]:
+    return result.scores[-1], result.timing.training_seconds
+
+
+def _redirect_output(log: Path) -> None:
+    """What the libraries print belongs in a file, not across the progress display."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    faulthandler.enable()

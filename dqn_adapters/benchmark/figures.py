@@ -1,0 +1,235 @@
+"""The pictures of the report, as SVG text.
+
+Each picture is small and holds one panel: a page can lay them side by side on a wide screen and
+one below the other on a phone, and the text stays readable.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from dqn_adapters.benchmark.statistics import Band, Estimate
+
+# The palette of Okabe and Ito (2008), which colour-blind readers can tell apart.
+BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)
+GREY = "#767676"
+VARIANT_COLOURS = {"vanilla": VERMILLION, "target": BLUE, "double": GREEN}
+VARIANT_MARKERS = {"vanilla": "v", "target": "o", "double": "D"}
+LIBRARY_COLOURS = {"native": BLACK, "sb3": ORANGE, "tianshou": PURPLE}
+LIBRARY_MARKERS = {"native": "o", "sb3": "s", "tianshou": "^"}
+
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # real text: small, sharp, searchable
+    "svg.hashsalt": "dqn-bench",  # the same numbers give the same file
+    "font.family": "sans-serif",
+    # Measured with the first one, which is wider than what browsers put in its place.
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": "#333333",
+    "axes.titlesize": 10.0,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.8,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve of a panel."""
+
+    label: str
+    band: Band
+    colour: str
+    marker: str
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A row of an interval plot."""
+
+    label: str
+    estimate: Estimate
+    colour: str
+    marker: str
+    hollow: bool = False
+
+
+def learning_curves(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    limits: tuple[float, float],
+    threshold: float | None = None,
+) -> str:
+    """One panel: mean curves over seeds with their bands.
+
+    Args:
+        title: Above the panel.
+        lines: What to draw.
+        limits: Of the vertical axis, the same in panels that are compared.
+        threshold: A dotted horizontal line.
+    """
+    with matplotlib.rc_context(_STYLE):
+        # The axes of panels side by side are equally high, however long the legends are.
+        legend_rows = -(-len(lines) // 2)
+        figure, axes = _figure(4.0, 2.6 + 0.17 * legend_rows)
+        axes.set_title(title)
+        if threshold is not None:
+            axes.axhline(threshold, color=GREY, linewidth=1.0, linestyle=(0, (1, 2)))
+        for line in lines:
+            band = line.band
+            if len(band.samples) > 1:
+                axes.fill_between(
+                    band.x, band.low, band.high, color=line.colour, alpha=0.13, linewidth=0
+                )
+            axes.plot(
+                band.x,
+                band.mean,
+                color=line.colour,
+                linestyle=(0, (4, 2)) if line.dashed else "solid",
+                marker=line.marker,
+                markersize=4.0,
+                markerfacecolor="white" if line.dashed else line.colour,
+                label=line.label,
+            )
+        axes.set_ylim(*limits)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+        axes.set_xlabel("environment steps")
+        axes.set_ylabel("greedy return")
+        figure.legend(loc="outside lower left", ncols=2, handlelength=2.6, columnspacing=1.6)
+        return _svg(figure)
+
+
+def intervals(
+    title: str,
+    groups: Mapping[str, Sequence[Mark]],
+    *,
+    label: str,
+    from_zero: bool = False,
+) -> str:
+    """A row per system: the seeds as dots, the mean as a marker, its interval as a line.
+
+    Args:
+        title: Above the plot.
+        groups: Rows under headings.
+        label: Of the horizontal axis.
+        from_zero: Let the axis begin at 0 and draw a bar to the mean: for quantities of which
+            ratios are compared.
+    """
+    with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x"}):
+        rows = sum(len(marks) + 1 for marks in groups.values())
+        figure, axes = _figure(4.4, 0.85 + 0.21 * rows)
+        axes.set_title(title)
+        height, ticks, labels = 0.0, [], []
+        for heading, marks in groups.items():
+            ticks.append(height)
+            labels.append(heading)
+            height += 1
+            for mark in marks:
+                _interval(axes, height, mark, bar=from_zero)
+                ticks.append(height)
+                labels.append(mark.label)
+                height += 1
+        axes.set_ylim(height - 0.4, -0.6)
+        axes.set_yticks(ticks, labels)
+        for text in axes.get_yticklabels():
+            if text.get_text() in groups:
+                text.set_fontweight("bold")
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+        if from_zero:
+            axes.set_xlim(left=0)
+        axes.set_xlabel(label)
+        return _svg(figure)
+
+
+def _interval(axes: Axes, height: float, mark: Mark, *, bar: bool) -> None:
+    estimate = mark.estimate
+    face = "white" if mark.hollow else mark.colour
+    if bar:
+        axes.barh(
+            height,
+            estimate.mean,
+            height=0.62,
+            color=mark.colour,
+            alpha=0.18,
+            linewidth=0,
+        )
+    axes.plot(
+        [estimate.low, estimate.high],
+        [height, height],
+        color=mark.colour,
+        linewidth=1.6,
+        linestyle="solid" if estimate.kind == "interval" else (0, (1, 1)),
+    )
+    axes.plot(
+        estimate.samples,
+        [height] * estimate.n,
+        linestyle="none",
+        marker="|",
+        markersize=7,
+        markeredgewidth=1.2,
+        color=mark.colour,
+        alpha=0.55,
+    )
+    axes.plot(
+        estimate.mean,
+        height,
+        marker=mark.marker,
+        markersize=6,
+        markerfacecolor=face,
+        markeredgecolor=mark.colour,
+        markeredgewidth=1.4,
+    )
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure, figure.add_subplot()
+
+
+def _svg(figure: Figure) -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    text = file.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _thousands(value: float, _: object) -> str:
+    if abs(value) >= 1000:
+        return f"{value / 1000:g}k"
+    return f"{value:g}"

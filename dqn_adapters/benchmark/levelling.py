@@ -1,0 +1,273 @@
+"""One levelled configuration, as every implementation takes it. The only place that translates.
+
+The systems are built from what is returned here, and the table of the report is drawn from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dqn_adapters.config import DQNConfig
+from dqn_adapters.exploration import LinearSchedule, epsilon_schedule
+
+
+def sb3_arguments(config: DQNConfig, total_timesteps: int) -> dict[str, Any]:
+    """Arguments of `stable_baselines3.DQN`, which `dqn_adapters.sb3.DQN` takes as well."""
+    epsilon = epsilon_schedule(config, total_timesteps)
+    return {
+        "learning_rate": config.learning_rate,
+        "buffer_size": config.buffer_size,
+        "learning_starts": config.learning_starts,
+        "batch_size": config.batch_size,
+        "tau": config.tau,
+        "gamma": config.gamma,
+        "train_freq": config.train_freq,
+        "gradient_steps": config.gradient_steps,
+        "target_update_interval": config.target_update_interval,
+        # SB3 divides by the fraction, so a schedule without length is one of constant epsilon.
+        "exploration_fraction": epsilon.steps / total_timesteps if epsilon.steps else 1.0,
+        "exploration_initial_eps": epsilon.initial if epsilon.steps else epsilon.final,
+        "exploration_final_eps": epsilon.final,
+        "max_grad_norm": float("inf") if config.max_grad_norm is None else config.max_grad_norm,
+        "policy_kwargs": {
+            "net_arch": list(config.hidden_sizes),
+            "optimizer_kwargs": {"eps": config.adam_eps},
+        },
+    }
+
+
+def sb3_adapter_arguments(config: DQNConfig, total_timesteps: int) -> dict[str, Any]:
+    """Arguments of `dqn_adapters.sb3.DQN`."""
+    return {
+        **sb3_arguments(config, total_timesteps),
+        "variant": config.variant,
+        "loss": config.loss,
+        "huber_delta": config.huber_delta,
+    }
+
+
+@dataclass(frozen=True)
+class TianshouSettings:
+    """What the parts of a Tianshou training take."""
+
+    warm_up: int
+    """Steps collected at random before the trainer starts; they count as steps."""
+
+    epsilon: LinearSchedule
+    """Over all environment steps; set before every collection step."""
+
+    optimizer: Mapping[str, Any]
+    """Arguments of `AdamOptimizerFactory`."""
+
+    algorithm: Mapping[str, Any]
+    """Arguments of the algorithm."""
+
+    trainer: Mapping[str, Any]
+    """Arguments of `OffPolicyTrainerParams`."""
+
+    max_grad_norm: float | None
+    buffer_size: int
+    hidden_sizes: Sequence[int]
+
+
+def tianshou_settings(config: DQNConfig, total_timesteps: int) -> TianshouSettings:
+    """Settings of Tianshou's own DQN."""
+    # The last phase of the warm-up trains in SB3 and here: the trainer begins one phase earlier.
+    warm_up = config.learning_starts // config.train_freq * config.train_freq
+    updates = config.target_update_interval * config.gradient_steps // config.train_freq
+    return TianshouSettings(
+        warm_up=warm_up,
+        epsilon=epsilon_schedule(config, total_timesteps),
+        optimizer={"lr": config.learning_rate, "eps": config.adam_eps},
+        algorithm={
+            "gamma": config.gamma,
+            "target_update_freq": 0 if config.variant == "vanilla" else updates,
+            "is_double": config.variant == "double",
+            "huber_loss_delta": config.huber_delta if config.loss == "huber" else None,
+        },
+        trainer={
+            "max_epochs": 1,
+            "epoch_num_steps": total_timesteps - warm_up,
+            "collection_step_num_env_steps": config.train_freq,
+            "update_step_num_gradient_steps_per_sample": (
+                config.gradient_steps / config.train_freq
+            ),
+            "batch_size": config.batch_size,
+        },
+        max_grad_norm=config.max_grad_norm,
+        buffer_size=config.buffer_size,
+        hidden_sizes=config.hidden_sizes,
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One levelled setting."""
+
+    setting: str
+    cells: Mapping[str, str]
+    """By implementation: how the setting is made there."""
+
+    note: str = ""
+    """What is not the same in spite of that."""
+
+
+def levelling_table(config: DQNConfig, total_timesteps: int) -> list[Row]:
+    """How every built-in implementation was brought to the configuration.
+
+    The cells hold the very values that the systems are built from.
+    """
+    ours = config.to_dict()
+    sb3 = sb3_adapter_arguments(config, total_timesteps)
+    # The double variant: it has all settings.
+    host = tianshou_settings(dataclasses.replace(config, variant="double"), total_timesteps)
+    adam_eps = sb3["policy_kwargs"]["optimizer_kwargs"]["eps"]
+    owns = "the run's seed"
+
+    def row(
+        setting: str,
+        core: str,
+        sb3: str,
+        tianshou_reference: str,
+        *,
+        sb3_reference: str | None = None,
+        tianshou: str | None = None,
+        note: str = "",
+    ) -> Row:
+        # The native agent and our Tianshou adapter both take a DQNConfig as it is.
+        cells = {
+            "native": core,
+            "sb3": sb3,
+            "sb3-reference": sb3 if sb3_reference is None else sb3_reference,
+            "tianshou": core if tianshou is None else tianshou,
+            "tianshou-reference": tianshou_reference,
+        }
+        return Row(setting, cells, note)
+
+    return [
+        row(
+            "TD target",
+            "variant",
+            "variant",
+            "is_double; vanilla: target_update_freq=0",
+            sb3_reference="the target network selects and evaluates",
+        ),
+        row(
+            "Target period",
+            f"{_show(ours, 'target_update_interval')} {config.target_update_unit}",
+            f"{_show(sb3, 'target_update_interval')} {config.target_update_unit}",
+            f"{_show(host.algorithm, 'target_update_freq')} gradient updates",
+            note="The same number of steps. Tianshou's own DQN counts from the first update, the "
+            "others from the first step, so the copies fall on other moments.",
+        ),
+        row("Target update", _show(ours, "tau"), _show(sb3, "tau"), "copies the network (tau=1)"),
+        row(
+            "Loss",
+            _show(ours, "loss", "huber_delta"),
+            _show(sb3, "loss", "huber_delta"),
+            _show(host.algorithm, "huber_loss_delta"),
+            sb3_reference="smooth_l1_loss (Huber, delta 1)",
+        ),
+        row(
+            "Gradient clip, L2",
+            _show(ours, "max_grad_norm"),
+            _show(sb3, "max_grad_norm"),
+            f"max_grad_norm={host.max_grad_norm}",
+            note="Tianshou's own DQN does not clip. A subclass hands max_grad_norm to the "
+            "optimiser wrapper that Tianshou has for it, and changes nothing else.",
+        ),
+        row(
+            "Adam",
+            _show(ours, "learning_rate", "adam_eps"),
+            f"{_show(sb3, 'learning_rate')}, optimizer_kwargs eps={adam_eps}",
+            _show(host.optimizer, "lr", "eps"),
+        ),
+        row("Discount", _show(ours, "gamma"), _show(sb3, "gamma"), _show(host.algorithm, "gamma")),
+        row(
+            "Training phase",
+            _show(ours, "train_freq", "gradient_steps", "batch_size"),
+            _show(sb3, "train_freq", "gradient_steps", "batch_size"),
+            _show(
+                host.trainer,
+                "collection_step_num_env_steps",
+                "update_step_num_gradient_steps_per_sample",
+                "batch_size",
+            ),
+            note="After every collection step Tianshou looks for NaN in the whole replay buffer, "
+            "as shipped; the adapter's buffer looks at what is new. That is speed, not learning.",
+        ),
+        row(
+            "Replay",
+            f"{_show(ours, 'buffer_size')}, {owns}",
+            f"{_show(sb3, 'buffer_size')}, {owns}",
+            f"ReplayBuffer({host.buffer_size}), random_seed={owns}",
+            note="Left alone, Tianshou's buffer draws from seed 42 in every experiment. One seed "
+            "is another stream in each library, so minibatches are not paired.",
+        ),
+        row(
+            "Warm-up",
+            _show(ours, "learning_starts"),
+            _show(sb3, "learning_starts"),
+            f"collect(n_step={host.warm_up}, random=True), then the trainer",
+            note="Its steps count as environment steps everywhere."
+            + (
+                ""
+                if host.warm_up == config.learning_starts
+                else " It ends with a training phase: in Tianshou's own DQN "
+                f"{config.learning_starts - host.warm_up} steps earlier than in the others."
+            ),
+        ),
+        row(
+            "Exploration",
+            "epsilon " + _epsilon(epsilon_schedule(config, total_timesteps)),
+            "exploration_fraction={exploration_fraction:g}, initial_eps={exploration_initial_eps}, "
+            "final_eps={exploration_final_eps}".format_map(sb3),
+            f"set_eps_training: {_epsilon(host.epsilon)}",
+            note="In Tianshou, ours and its own, epsilon is set before every collection step "
+            f"({config.train_freq} environment steps), in the others before every step. One seed "
+            "is another stream in each library, so exploration is not paired.",
+        ),
+        row(
+            "Network",
+            f"{_show(ours, 'hidden_sizes')}, ReLU",
+            f"net_arch={sb3['policy_kwargs']['net_arch']}, ReLU",
+            f"Net(hidden_sizes={list(host.hidden_sizes)}), ReLU",
+            tianshou=f"Net(hidden_sizes={list(host.hidden_sizes)}), ReLU",
+        ),
+        row(
+            "Initialisation",
+            f"torch's default, {owns}",
+            f"torch's default, {owns}",
+            f"torch's default, {owns}",
+            note="Paired: the networks of one seed begin equal in all systems, and so does the "
+            "curve.",
+        ),
+        row(
+            "Training environment",
+            "seeded by the harness",
+            "seeded by the harness; Monitor",
+            "seeded by the harness; DummyVectorEnv",
+            tianshou="seeded by the harness; DummyVectorEnv",
+            note="Paired: its first reset takes the run's environment seed, whatever seed the "
+            "library passes.",
+        ),
+        row(
+            "Evaluation",
+            "by the harness",
+            "by the harness",
+            "by the harness",
+            note="Greedy, between two training phases, in other environments whose seeds are "
+            "paired across systems. Its time is not training time.",
+        ),
+    ]
+
+
+def _show(values: Mapping[str, Any], *names: str) -> str:
+    return ", ".join(f"{name}={values[name]}" for name in names)
+
+
+def _epsilon(schedule: LinearSchedule) -> str:
+    return f"{schedule.initial:g} to {schedule.final:g} over {schedule.steps} steps"

@@ -1,0 +1,216 @@
+"""What a system trains in and reports to: the training environment, evaluation and the clock.
+
+It is the same for every system, so that counting, evaluating and timing cannot differ.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from dqn_adapters.benchmark.spec import EnvironmentSpec, RunSpec
+
+Greedy = Callable[[NDArray[Any]], NDArray[Any]]
+"""Maps a batch of observations `(N, ...)` to the greedy actions `(N,)`; draws no random number."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A finished training episode."""
+
+    timestep: int
+    """Environment step at which it ended."""
+
+    episode_return: float
+    length: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The greedy policy after `timestep` environment steps."""
+
+    timestep: int
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+
+
+def make_environment(spec: EnvironmentSpec) -> gym.Env[Any, Any]:
+    """The environment of a run. The checker is off: it is for authors, and slow."""
+    return gym.make(
+        spec.id,
+        max_episode_steps=spec.max_episode_steps,
+        disable_env_checker=True,
+        **spec.kwargs,
+    )
+
+
+def evaluate(
+    greedy: Greedy, environments: Sequence[gym.Env[Any, Any]], seeds: Sequence[int]
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """One greedy episode in each environment, all advanced together.
+
+    Args:
+        greedy: The policy; called once per step with the observations of the episodes that go on.
+        environments: One per episode, with a time limit.
+        seeds: Their reset seeds.
+
+    Returns:
+        The undiscounted returns and the lengths.
+    """
+    observations = [
+        environment.reset(seed=seed)[0]
+        for environment, seed in zip(environments, seeds, strict=True)
+    ]
+    returns, lengths = [0.0] * len(environments), [0] * len(environments)
+    running = list(range(len(environments)))
+    while running:
+        actions = greedy(np.stack([observations[index] for index in running]))
+        ended = []
+        for index, action in zip(running, actions.tolist(), strict=True):
+            observation, reward, terminated, truncated, _ = environments[index].step(action)
+            observations[index] = observation
+            returns[index] += float(reward)
+            lengths[index] += 1
+            if terminated or truncated:
+                ended.append(index)
+        if ended:
+            running = [index for index in running if index not in ended]
+    return tuple(returns), tuple(lengths)
+
+
+class Recorder:
+    """Watches one run.
+
+    A system asks for the training `environment()`, calls `start(greedy)` when its agent is ready,
+    and `observe()` whenever the agent is between two training phases, at the latest when training
+    is over. Evaluation happens inside these calls, in other environments, off the clock.
+
+    Args:
+        run: What is trained.
+        progress: Called with the environment steps done, now and then.
+    """
+
+    def __init__(self, run: RunSpec, progress: Callable[[int], None] | None = None) -> None:
+        self.run = run
+        self.timestep = 0
+        self.episodes: list[Episode] = []
+        self.evaluations: list[Evaluation] = []
+        self.evaluation_seconds: list[float] = []
+        """Training seconds before each evaluation."""
+
+        self._progress = progress
+        self._next_progress = 0.0
+        self._training: _TrainingEnv | None = None
+        self._evaluation: list[gym.Env[Any, Any]] = []
+        self._greedy: Greedy | None = None
+        self._seconds = 0.0
+        self._since: float | None = None
+
+    def environment(self) -> gym.Env[Any, Any]:
+        """The training environment: it counts steps and episodes, and its first reset takes the
+        run's environment seed, whatever seed the library passes."""
+        if self._training is None:
+            self._training = _TrainingEnv(make_environment(self.run.environment), self)
+        return self._training
+
+    def start(self, greedy: Greedy) -> None:
+        """Evaluate the untrained agent, then start the clock."""
+        if self._greedy is not None:
+            raise RuntimeError("start() is called once per run")
+        episodes = self.run.evaluation.episodes
+        self._evaluation = [make_environment(self.run.environment) for _ in range(episodes)]
+        self._greedy = greedy
+        self._since = time.perf_counter()
+        self.observe()
+
+    def observe(self) -> None:
+        """Evaluate if an evaluation is due."""
+        points = self.run.evaluation.timesteps
+        point = len(self.evaluations)
+        if point == len(points) or self.timestep < points[point]:
+            return
+        if self._greedy is None or self._since is None:
+            raise RuntimeError("observe() is called after start()")
+        if point + 1 < len(points) and self.timestep >= points[point + 1]:
+            raise RuntimeError(
+                f"system {self.run.system!r} did not call observe() between environment steps "
+                f"{points[point]} and {points[point + 1]}"
+            )
+        self._seconds += time.perf_counter() - self._since
+        self.evaluation_seconds.append(self._seconds)
+        returns, lengths = evaluate(
+            self._greedy, self._evaluation, self.run.evaluation_seeds(point)
+        )
+        self.evaluations.append(Evaluation(self.timestep, returns, lengths))
+        self._since = time.perf_counter()
+
+    def finish(self) -> float:
+        """Close the environments.
+
+        Returns:
+            Training seconds, without evaluation.
+
+        Raises:
+            RuntimeError: the system trained for fewer steps than it should, or for more.
+        """
+        if self._since is None:
+            raise RuntimeError(f"system {self.run.system!r} never called start()")
+        self.observe()
+        self._seconds += time.perf_counter() - self._since
+        self.close()
+        if self.timestep != self.run.total_timesteps:
+            raise RuntimeError(
+                f"system {self.run.system!r} trained for {self.timestep} environment steps instead "
+                f"of {self.run.total_timesteps}"
+            )
+        return self._seconds
+
+    def close(self) -> None:
+        """Close the environments; harmless if done before."""
+        for environment in (*self._evaluation, self._training):
+            if environment is not None:
+                environment.close()
+        self._evaluation, self._training = [], None
+
+    def _stepped(self) -> None:
+        self.timestep += 1
+        if self._progress is not None and self.timestep % 64 == 0:
+            now = time.perf_counter()
+            if now >= self._next_progress:
+                self._next_progress = now + 0.25
+                self._progress(self.timestep)
+
+
+class _TrainingEnv(gym.Wrapper[Any, Any, Any, Any]):
+    def __init__(self, env: gym.Env[Any, Any], recorder: Recorder) -> None:
+        super().__init__(env)
+        self._recorder = recorder
+        self._seed: int | None = recorder.run.seeds.environment
+        self._return, self._length = 0.0, 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        if self._recorder.timestep:
+            # A later seed would make the library's choice of seeds part of the comparison.
+            self._seed = None
+        self._return, self._length = 0.0, 0
+        return self.env.reset(seed=self._seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        result = self.env.step(action)
+        _, reward, terminated, truncated, _ = result
+        self._return += float(reward)
+        self._length += 1
+        self._recorder._stepped()
+        if terminated or truncated:
+            self._recorder.episodes.append(
+                Episode(self._recorder.timestep, self._return, self._length)
+            )
+        return result

@@ -1,0 +1,653 @@
+"""The report of a suite: one self-contained HTML page, and the same as Markdown with pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from dqn_adapters.benchmark import figures, systems
+from dqn_adapters.benchmark.levelling import Row, levelling_table
+from dqn_adapters.benchmark.spec import EnvironmentSpec, RunSpec
+from dqn_adapters.benchmark.statistics import (
+    CONFIDENCE,
+    MIN_SAMPLES,
+    Estimate,
+    band,
+    estimate,
+    normalised_area,
+)
+from dqn_adapters.benchmark.store import Failure, ForeignRunError, RunResult, Store
+from dqn_adapters.benchmark.suite import Suite, SuiteEnvironment
+from dqn_adapters.config import VARIANTS
+
+FAMILIES = {"native": "Native agent", "sb3": "Stable-Baselines3", "tianshou": "Tianshou"}
+"""Implementations that are drawn in one panel, by the name without `-reference`."""
+
+_OTHERS = "Your systems"
+_REFERENCE = "-reference"
+
+
+class ReportError(Exception):
+    """There is nothing to report."""
+
+
+@dataclass(frozen=True)
+class SystemResult:
+    """All finished runs of one system on one environment."""
+
+    name: str
+    label: str
+    """Within its family: the variant, and whether it is the host's own."""
+
+    family: str
+    variant: str
+    reference: bool
+    runs: tuple[RunResult, ...]
+    """By seed."""
+
+    area: Estimate
+    """Area under the curve, normalised: the mean greedy return over the training."""
+
+    final: Estimate
+    """Mean greedy return of the last evaluation."""
+
+    steps_per_second: Estimate
+    updates_per_second: Estimate
+    seconds: Estimate
+    """Of training."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seed indices of the runs."""
+        return tuple(run.run.seed_index for run in self.runs)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An adapter against the host's own DQN of the same variant."""
+
+    adapter: str
+    reference: str
+    area: Estimate
+    """Of the paired differences of the area, adapter - reference; positive: the adapter scores
+    more."""
+
+    speed: float
+    """Environment steps per second, adapter / reference."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure: SVG text and what it says."""
+
+    name: str
+    title: str
+    description: str
+    svg: str
+
+    @property
+    def inline(self) -> Markup:
+        """For an HTML page: no declarations, identifiers that are unique in the page."""
+        text = re.sub(r"<metadata>.*?</metadata>\s*", "", self.svg, flags=re.DOTALL)
+        text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
+        text = re.sub(r'\bid="', f'id="{self.name}-', text)
+        text = re.sub(r'(href="#|url\(#)', rf"\g<1>{self.name}-", text)
+        text = re.sub(r'\s(width|height)="[\d.]+pt"', "", text, count=2)
+        label = Markup.escape(f"{self.title}. {self.description}")
+        return Markup(text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
+
+
+@dataclass(frozen=True)
+class EnvironmentReport:
+    """One environment's part of the report."""
+
+    id: str
+    threshold: float | None
+    systems: tuple[SystemResult, ...]
+    differences: tuple[Difference, ...]
+    curves_by_family: tuple[Picture, ...]
+    curves_by_variant: tuple[Picture, ...]
+    scores: tuple[Picture, ...]
+    throughput: Picture
+
+    @property
+    def families(self) -> dict[str, list[SystemResult]]:
+        """The systems under the headings of tables and plots."""
+        return _grouped(self.systems)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A run of the suite that is not finished."""
+
+    run: RunSpec
+    failure: Failure | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the templates print."""
+
+    suite: Suite
+    environments: tuple[EnvironmentReport, ...]
+    summary: tuple[str, ...]
+    finished: int
+    missing: tuple[Missing, ...]
+    foreign: int
+    """Finished runs in the folder that belong to another configuration."""
+
+    seeds: Mapping[str, str]
+    """By system: the seed indices."""
+
+    levelling: tuple[Row, ...]
+    implementations: Mapping[str, str]
+    """Those in the results, with their labels."""
+
+    versions: Mapping[str, str]
+    machines: tuple[str, ...]
+    commands: tuple[str, ...]
+    made: str
+    intervals: bool
+    """Whether there are confidence intervals, or ranges of few seeds."""
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """All of them."""
+        return [
+            picture
+            for environment in self.environments
+            for picture in (
+                *environment.curves_by_family,
+                *environment.curves_by_variant,
+                *environment.scores,
+                environment.throughput,
+            )
+        ]
+
+
+def write_report(suite: Suite, store: Store, output: Path, *, asked_as: str) -> Path:
+    """Write `index.html`, `index.md` and the pictures of the Markdown.
+
+    Args:
+        suite: What was to be run.
+        store: Its results.
+        output: A directory; made if it is not there.
+        asked_as: The suite as the user names it, for the commands in the report.
+
+    Returns:
+        The HTML page.
+
+    Raises:
+        ReportError: no run of the suite is finished.
+        StoreError: a run is damaged.
+    """
+    report = collect(suite, store, asked_as=asked_as)
+    page = _render("report.html.j2", report, autoescape=True)
+    text = _render("report.md.j2", report, autoescape=False)
+    output.mkdir(parents=True, exist_ok=True)
+    for picture in report.pictures:
+        _replace(output / f"{picture.name}.svg", picture.svg)
+    _replace(output / "index.md", re.sub(r"\n{3,}", "\n\n", text))
+    _replace(output / "index.html", page)
+    return output / "index.html"
+
+
+def collect(suite: Suite, store: Store, *, asked_as: str) -> Report:
+    """Read the results and compute what the report says; see `write_report`."""
+    names = store.names()
+    results = list(_load(store, names))
+    protocols = {
+        suite.run(environment, suite.systems[0], 0).protocol: environment
+        for environment in suite.environments
+    }
+    used = [result for result in results if result.run.protocol in protocols]
+    foreign = len(names) - len(used)
+    if not used:
+        others = (
+            f"; the {foreign} finished {'run' if foreign == 1 else 'runs'} there belong to another "
+            "configuration of the suite"
+            if foreign
+            else ""
+        )
+        raise ReportError(
+            f"no run of suite {suite.name!r} is finished in {store.path}{others}. "
+            f"Train first: dqn-bench run {asked_as}"
+        )
+    environments = tuple(
+        _environment(environment, [each for each in used if each.run.protocol == protocol])
+        for protocol, environment in protocols.items()
+        if any(each.run.protocol == protocol for each in used)
+    )
+    missing = tuple(Missing(run, store.failure(run)) for run in suite.runs() if not store.has(run))
+    seeds = {
+        system.name: _ranges(system.seeds)
+        for environment in environments
+        for system in environment.systems
+    }
+    present = {_implementation(result.run.system) for result in used}
+    counts = [len(system.runs) for each in environments for system in each.systems]
+    return Report(
+        suite=suite,
+        environments=environments,
+        summary=tuple(_summary(suite, environments, len(used), len(missing))),
+        finished=len(used),
+        missing=missing,
+        foreign=foreign,
+        seeds=seeds,
+        levelling=tuple(levelling_table(suite.config, suite.total_timesteps)),
+        implementations={name: label for name, label in systems.LABELS.items() if name in present},
+        versions=_merged(result.versions for result in used),
+        machines=tuple(_machines(used)),
+        commands=(_run_command(used, suite, asked_as), f"dqn-bench report {asked_as}"),
+        made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        intervals=min(counts) >= MIN_SAMPLES,
+    )
+
+
+def _load(store: Store, names: Iterable[str]) -> Iterable[RunResult]:
+    for name in names:
+        with contextlib.suppress(ForeignRunError):
+            yield store.load(name)
+
+
+def _environment(environment: SuiteEnvironment, results: Sequence[RunResult]) -> EnvironmentReport:
+    by_system: dict[str, list[RunResult]] = {}
+    for result in results:
+        by_system.setdefault(result.run.system, []).append(result)
+    order = {system.name: number for number, system in enumerate(systems.SYSTEMS)}
+    names = sorted(by_system, key=lambda name: (order.get(name, len(order)), name))
+    found = [_system(name, by_system[name]) for name in names]
+    slug = _slug(environment.spec)
+    curves = [value for system in found for run in system.runs for value in run.scores]
+    margin = 0.04 * ((max(curves) - min(curves)) or 1.0)
+    limits = (min(curves) - margin, max(curves) + margin)
+    threshold = environment.threshold
+    if threshold is not None and not limits[0] <= threshold <= limits[1]:
+        threshold = None
+
+    def panels(
+        groups: Mapping[str, list[SystemResult]],
+        kind: str,
+        line: Callable[[SystemResult], figures.Line],
+        says: str,
+    ) -> tuple[Picture, ...]:
+        return tuple(
+            Picture(
+                f"{slug}-{kind}-{number}",
+                f"{environment.spec.id}: {title}",
+                says + " " + _curve_ends(members),
+                figures.learning_curves(
+                    title,
+                    [line(system) for system in members],
+                    limits=limits,
+                    threshold=threshold,
+                ),
+            )
+            for number, (title, members) in enumerate(groups.items(), 1)
+        )
+
+    by_variant: dict[str, list[SystemResult]] = {}
+    for variant in VARIANTS:
+        members = [system for system in found if system.variant == variant]
+        if len(members) > 1:
+            by_variant[variant] = members
+    says = "Greedy return against environment steps, mean over seeds."
+    return EnvironmentReport(
+        id=environment.spec.id,
+        threshold=environment.threshold,
+        systems=tuple(found),
+        differences=tuple(_differences(found)),
+        curves_by_family=panels(_grouped(found), "family", _variant_line, says),
+        curves_by_variant=panels(by_variant, "variant", _library_line, says),
+        scores=(
+            _interval_picture(
+                f"{slug}-area", "Area under the curve", "greedy return", found, lambda s: s.area
+            ),
+            _interval_picture(
+                f"{slug}-final", "Final score", "greedy return", found, lambda s: s.final
+            ),
+        ),
+        throughput=_interval_picture(
+            f"{slug}-throughput",
+            "Training throughput",
+            "environment steps per second",
+            found,
+            lambda s: s.steps_per_second,
+            from_zero=True,
+        ),
+    )
+
+
+def _system(name: str, results: Sequence[RunResult]) -> SystemResult:
+    runs = tuple(sorted(results, key=lambda result: result.run.seed_index))
+    implementation = _implementation(name)
+    family = implementation.removesuffix(_REFERENCE)
+    reference = implementation.endswith(_REFERENCE)
+    variant = runs[0].run.config.variant
+    if family not in FAMILIES:
+        label = name
+    elif reference:
+        label = f"{variant}, host's own"
+    else:
+        label = variant
+    seconds = [run.timing.training_seconds for run in runs]
+    return SystemResult(
+        name=name,
+        label=label,
+        family=family,
+        variant=variant,
+        reference=reference,
+        runs=runs,
+        area=estimate([normalised_area(run.timesteps, run.scores) for run in runs]),
+        final=estimate([run.scores[-1] for run in runs]),
+        steps_per_second=estimate(
+            [run.run.total_timesteps / time for run, time in zip(runs, seconds, strict=True)]
+        ),
+        updates_per_second=estimate(
+            [run.timing.updates / time for run, time in zip(runs, seconds, strict=True)]
+        ),
+        seconds=estimate(seconds),
+    )
+
+
+def _differences(found: Sequence[SystemResult]) -> Iterable[Difference]:
+    for reference in found:
+        if not reference.reference:
+            continue
+        for adapter in found:
+            if adapter.reference or (adapter.family, adapter.variant) != (
+                reference.family,
+                reference.variant,
+            ):
+                continue
+            ours = dict(zip(adapter.seeds, adapter.area.samples, strict=True))
+            theirs = dict(zip(reference.seeds, reference.area.samples, strict=True))
+            if shared := sorted(ours.keys() & theirs.keys()):
+                yield Difference(
+                    adapter.name,
+                    reference.name,
+                    estimate([ours[seed] - theirs[seed] for seed in shared]),
+                    adapter.steps_per_second.mean / reference.steps_per_second.mean,
+                )
+
+
+def _summary(
+    suite: Suite, environments: Sequence[EnvironmentReport], finished: int, missing: int
+) -> Iterable[str]:
+    names = {system.name for each in environments for system in each.systems}
+    counts = sorted({len(system.runs) for each in environments for system in each.systems})
+    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    yield (
+        f"{_count(len(names), 'system')}, each an implementation and a variant of DQN, trained on "
+        f"{_and([each.id for each in environments])} for {suite.total_timesteps:,} environment "
+        f"steps under one levelled configuration, with {seeds} "
+        f"{'seed' if counts == [1] else 'seeds'} each. "
+        + (
+            f"All {finished} runs are finished."
+            if not missing
+            else f"{finished} runs are finished, {missing} are missing."
+        )
+    )
+    if counts[0] < MIN_SAMPLES:
+        yield (
+            f"With fewer than {MIN_SAMPLES} seeds there is no honest confidence interval. Round "
+            "brackets give the smallest and the largest seed instead, and which system is better "
+            "is not decided here."
+        )
+    else:
+        yield (
+            f"Square brackets give {CONFIDENCE:.0%} confidence intervals of the mean over seeds "
+            "(BCa bootstrap), of each system by itself. Overlapping intervals do not prove "
+            "equality."
+        )
+    for each in environments:
+        ranked = sorted(each.systems, key=lambda system: system.area.mean)
+        lowest, highest = ranked[0], ranked[-1]
+        start = {round(run.scores[0], 9) for system in each.systems for run in system.runs}
+        yield (
+            f"On {each.id} the mean greedy return over the training is highest for "
+            f"{highest.name}, {_estimate(highest.area)}, and lowest for {lowest.name}, "
+            f"{_estimate(lowest.area)}. Untrained networks score {_span(start)}."
+        )
+        if text := _variant_means(each.systems):
+            yield text
+        if text := _worse_than_untrained(each.systems):
+            yield text
+        fastest = max(each.systems, key=lambda system: system.steps_per_second.mean)
+        text = (
+            f"Fastest in training is {fastest.name} with "
+            f"{fastest.steps_per_second.mean:,.0f} environment steps per second"
+        )
+        ratios = [f"{item.adapter} is {item.speed:.2f} times" for item in each.differences]
+        yield text + (f". {_and(ratios)} as fast as the host's own DQN." if ratios else ".")
+
+
+def _variant_means(found: Sequence[SystemResult]) -> str:
+    groups: dict[str, dict[str, float]] = {}
+    for system in found:
+        groups.setdefault(_implementation(system.name), {})[system.variant] = system.area.mean
+    complete = [group for group in groups.values() if set(group) == set(VARIANTS)]
+    if not complete:
+        return ""
+    means = [
+        f"{variant} {_number(sum(group[variant] for group in complete) / len(complete))}"
+        for variant in VARIANTS
+    ]
+    return (
+        f"Averaged over the {_count(len(complete), 'implementation')} with all three variants: "
+        f"{_and(means)}."
+    )
+
+
+def _worse_than_untrained(found: Sequence[SystemResult]) -> str:
+    worse = {
+        system.name: sum(run.scores[-1] <= run.scores[0] for run in system.runs) for system in found
+    }
+    names = [f"{name} ({count} of them)" for name, count in worse.items() if count]
+    if not names:
+        return "Every run ends above its untrained score."
+    runs = sum(len(system.runs) for system in found)
+    return (
+        f"{sum(worse.values())} of {runs} runs end no higher than they began, untrained: "
+        f"{_and(names)}."
+    )
+
+
+def _variant_line(system: SystemResult) -> figures.Line:
+    return figures.Line(
+        system.label,
+        _band(system),
+        figures.VARIANT_COLOURS[system.variant],
+        figures.VARIANT_MARKERS[system.variant],
+        dashed=system.reference,
+    )
+
+
+def _library_line(system: SystemResult) -> figures.Line:
+    return figures.Line(
+        systems.LABELS.get(_implementation(system.name), system.name),
+        _band(system),
+        figures.LIBRARY_COLOURS.get(system.family, figures.SKY),
+        figures.LIBRARY_MARKERS.get(system.family, "P"),
+        dashed=system.reference,
+    )
+
+
+def _band(system: SystemResult) -> Any:
+    return band(system.runs[0].timesteps, [run.scores for run in system.runs])
+
+
+def _interval_picture(
+    name: str,
+    title: str,
+    label: str,
+    found: Sequence[SystemResult],
+    value: Callable[[SystemResult], Estimate],
+    *,
+    from_zero: bool = False,
+) -> Picture:
+    groups = {
+        heading: [
+            figures.Mark(
+                system.label,
+                value(system),
+                figures.VARIANT_COLOURS[system.variant],
+                figures.VARIANT_MARKERS[system.variant],
+                hollow=system.reference,
+            )
+            for system in members
+        ]
+        for heading, members in _grouped(found).items()
+    }
+    return Picture(
+        name,
+        title,
+        f"A row per system, {label}; the numbers are in the table.",
+        figures.intervals(title, groups, label=label, from_zero=from_zero),
+    )
+
+
+def _curve_ends(members: Sequence[SystemResult]) -> str:
+    return (
+        "At the end: "
+        + "; ".join(f"{system.name} {_number(system.final.mean)}" for system in members)
+        + "."
+    )
+
+
+def _grouped(found: Sequence[SystemResult]) -> dict[str, list[SystemResult]]:
+    groups: dict[str, list[SystemResult]] = {}
+    for system in found:
+        groups.setdefault(FAMILIES.get(system.family, _OTHERS), []).append(system)
+    return groups
+
+
+def _implementation(name: str) -> str:
+    return next((each.implementation for each in systems.SYSTEMS if each.name == name), name)
+
+
+def _merged(found: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    values: dict[str, dict[str, None]] = {}
+    for versions in found:
+        for name, version in versions.items():
+            values.setdefault(name, {})[version] = None
+    return {name: " and ".join(versions) for name, versions in values.items()}
+
+
+def _machines(results: Sequence[RunResult]) -> Iterable[str]:
+    counts = Counter(
+        "{processor}, {cores} cores, {threads} threads, {memory_gib} GiB, {system}".format_map(
+            result.machine
+        )
+        + f"; {_count(result.workers, 'worker process', 'worker processes')} of one thread"
+        for result in results
+    )
+    for text, count in counts.items():
+        yield text if len(counts) == 1 else f"{text} ({_count(count, 'run')})"
+
+
+def _run_command(used: Sequence[RunResult], suite: Suite, asked_as: str) -> str:
+    """The shortest command that makes the runs in the report."""
+    command = f"dqn-bench run {asked_as}"
+    names = list(dict.fromkeys(result.run.system for result in used))
+    if extra := [name for name in names if name not in {each.name for each in suite.systems}]:
+        command += f" --systems {','.join([each.name for each in suite.systems] + extra)}"
+    seeds = {result.run.seed_index for result in used}
+    if seeds - set(suite.seeds):
+        command += f" --seeds {len(seeds | set(suite.seeds))}"
+    return command
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    parts: list[str] = []
+    start = previous = numbers[0]
+    for number in (*numbers[1:], None):
+        if number is not None and number == previous + 1:
+            previous = number
+            continue
+        if previous - start > 1:
+            parts.append(f"{start} to {previous}")
+        else:
+            parts += [f"{each}" for each in range(start, previous + 1)]
+        if number is not None:
+            start = previous = number
+    return ", ".join(parts)
+
+
+def _estimate(value: Estimate) -> str:
+    """`12.3 [10.1, 14.5]` is a mean with its interval, `12.3 (10.1 to 14.5)` one with the range."""
+    return f"{_number(value.mean)} {_bounds(value)}".rstrip()
+
+
+def _bounds(value: Estimate) -> str:
+    if value.n == 1:
+        return ""
+    if value.kind == "range":
+        return f"({_number(value.low)} to {_number(value.high)})"
+    return f"[{_number(value.low)}, {_number(value.high)}]"
+
+
+def _by_value(mapping: Mapping[str, str]) -> list[tuple[str, list[str]]]:
+    """Names that share a value, together."""
+    groups: dict[str, list[str]] = {}
+    for name, value in mapping.items():
+        groups.setdefault(value, []).append(name)
+    return list(groups.items())
+
+
+def _number(value: float) -> str:
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _span(values: set[float]) -> str:
+    low, high = _number(min(values)), _number(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _count(count: int, noun: str, plural: str = "") -> str:
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def _and(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def _slug(spec: EnvironmentSpec) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", spec.id.lower()).strip("-")
+
+
+def _render(template: str, report: Report, *, autoescape: bool) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dqn_adapters.benchmark"),
+        autoescape=autoescape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        estimate=_estimate,
+        bounds=_bounds,
+        number=_number,
+        count=_count,
+        by_value=_by_value,
+        breakable=lambda text: Markup(re.sub(r"([_=])", r"\1<wbr>", str(Markup.escape(text)))),
+        cell=lambda text: " ".join(text.split()).replace("|", "\\|"),
+    )
+    return environment.get_template(template).render(report=report, suite=report.suite)
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f".partial-{path.name}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

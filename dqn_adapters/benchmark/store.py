@@ -1,0 +1,239 @@
+"""Results on disk: one directory per run, complete or absent.
+
+Under `<results>/<suite>/`:
+
+- `<run name>/spec.json`: what was run; it decides the numbers;
+- `<run name>/evaluations.jsonl` and `episodes.jsonl`: an evaluation, a training episode per line;
+- `<run name>/result.json`: timing, versions, machine;
+- `failures/<run name>.json`: the last failure of a run that is not finished;
+- `logs/worker-<n>.log`: what the workers printed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from dqn_adapters.benchmark.recorder import Episode, Evaluation
+from dqn_adapters.benchmark.spec import RunSpec
+
+_PARTIAL = ".partial-"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a run cost. Never part of what is compared bit for bit."""
+
+    training_seconds: float
+    """Wall clock of training, without start-up and evaluation."""
+
+    evaluation_seconds: tuple[float, ...]
+    """Training seconds before each evaluation."""
+
+    updates: int
+    """Gradient updates made."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    run: RunSpec
+    evaluations: tuple[Evaluation, ...]
+    episodes: tuple[Episode, ...]
+    timing: Timing
+    versions: Mapping[str, str]
+    machine: Mapping[str, Any]
+    workers: int
+    """Worker processes that shared the machine."""
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """Mean greedy return at each evaluation."""
+        return tuple(sum(point.returns) / len(point.returns) for point in self.evaluations)
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        """Environment steps before each evaluation."""
+        return tuple(point.timestep for point in self.evaluations)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run did not finish."""
+
+    run: RunSpec
+    reason: str
+    """One line."""
+
+    details: str
+    """A traceback, or the end of the worker's log."""
+
+
+class StoreError(Exception):
+    """A result directory is damaged."""
+
+
+class ForeignRunError(StoreError):
+    """A result directory is sound, but of another version of this package."""
+
+
+class Store:
+    """The results of one suite.
+
+    Args:
+        root: The results directory.
+        suite: The suite's name.
+    """
+
+    def __init__(self, root: Path, suite: str) -> None:
+        self.path = root / suite
+
+    @property
+    def logs(self) -> Path:
+        """Directory of the workers' logs."""
+        return self.path / "logs"
+
+    def has(self, run: RunSpec) -> bool:
+        """Whether the run is finished."""
+        return (self.path / run.name / "result.json").is_file()
+
+    def save(self, result: RunResult) -> None:
+        """Write a finished run; it appears under its name as a whole or not at all.
+
+        A run that is already there, from another process with the same results directory, stays.
+        """
+        partial = self.path / f"{_PARTIAL}{result.run.name}-{os.getpid()}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            _write(partial / "spec.json", _json(result.run.to_dict(), indent=2))
+            _write(partial / "evaluations.jsonl", _lines(result.evaluations))
+            _write(partial / "episodes.jsonl", _lines(result.episodes))
+            _write(
+                partial / "result.json",
+                _json(
+                    {
+                        **asdict(result.timing),
+                        "versions": result.versions,
+                        "machine": result.machine,
+                        "workers": result.workers,
+                    },
+                    indent=2,
+                ),
+            )
+            try:
+                partial.rename(self.path / result.run.name)
+            except OSError:
+                if not self.has(result.run):
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        self._failure(result.run).unlink(missing_ok=True)
+
+    def load(self, name: str) -> RunResult:
+        """Read the run of that name.
+
+        Raises:
+            ForeignRunError: this version does not know its settings, or names it otherwise.
+            StoreError: a file is missing or damaged.
+        """
+        directory = self.path / name
+        try:
+            spec = json.loads((directory / "spec.json").read_text())
+            try:
+                run = RunSpec.from_dict(spec)
+            except ValueError as error:
+                raise ForeignRunError(f"{directory} is of another version: {error}") from error
+            if run.name != name:
+                raise ForeignRunError(f"{directory} is of another version: it is now {run.name}")
+            result = json.loads((directory / "result.json").read_text())
+            loaded = RunResult(
+                run=run,
+                evaluations=tuple(
+                    Evaluation(row["timestep"], tuple(row["returns"]), tuple(row["lengths"]))
+                    for row in _rows(directory / "evaluations.jsonl")
+                ),
+                episodes=tuple(Episode(**row) for row in _rows(directory / "episodes.jsonl")),
+                timing=Timing(
+                    result["training_seconds"],
+                    tuple(result["evaluation_seconds"]),
+                    result["updates"],
+                ),
+                versions=result["versions"],
+                machine=result["machine"],
+                workers=result["workers"],
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{directory} is damaged ({type(error).__name__}: {error}); "
+                "delete it, and the next `dqn-bench run` makes it anew"
+            ) from error
+        if loaded.timesteps != run.evaluation.timesteps:
+            raise StoreError(f"{directory} is damaged: its evaluations are not those of its spec")
+        return loaded
+
+    def names(self) -> list[str]:
+        """Names of the finished runs, sorted."""
+        return sorted(path.parent.name for path in self.path.glob("[!.]*/result.json"))
+
+    def save_failure(self, failure: Failure) -> None:
+        """Remember why a run failed, until it succeeds."""
+        path = self._failure(failure.run)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{_PARTIAL}{path.name}-{os.getpid()}")
+        _write(
+            partial,
+            _json(
+                {
+                    "spec": failure.run.to_dict(),
+                    "reason": failure.reason,
+                    "details": failure.details,
+                },
+                indent=2,
+            ),
+        )
+        partial.replace(path)
+
+    def failure(self, run: RunSpec) -> Failure | None:
+        """The last failure of a run that is not finished."""
+        try:
+            values = json.loads(self._failure(run).read_text())
+        except FileNotFoundError:
+            return None
+        return Failure(run, values["reason"], values["details"])
+
+    def sweep(self) -> None:
+        """Remove what killed workers left half written; those of living processes stay."""
+        for partial in self.path.glob(f"{_PARTIAL}*"):
+            if not psutil.pid_exists(int(partial.name.rpartition("-")[2])):
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def _failure(self, run: RunSpec) -> Path:
+        return self.path / "failures" / f"{run.name}.json"
+
+
+def _json(values: Any, indent: int | None = None) -> str:
+    return json.dumps(values, indent=indent, allow_nan=False) + "\n"
+
+
+def _lines(records: Iterable[Evaluation | Episode]) -> str:
+    return "".join(_json(asdict(record)) for record in records)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    return (json.loads(line) for line in path.read_text().splitlines())
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # a rename must not reach the disk before the content

@@ -1,0 +1,384 @@
+"""Suites: which systems train on which environments, how, and with which seeds.
+
+A suite is a TOML file. Its name is looked up in `benchmarks/suites/` of the working directory,
+then among the suites of the package; anything that ends in `.toml` is a path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
+from dqn_adapters.benchmark import systems as systems_
+from dqn_adapters.benchmark.recorder import make_environment
+from dqn_adapters.benchmark.spec import EnvironmentSpec, EvaluationSpec, RunSpec
+from dqn_adapters.benchmark.systems import System
+from dqn_adapters.config import DQNConfig
+
+LOCAL_SUITES = Path("benchmarks/suites")
+BUILT_IN_SUITES = Path(__file__).parent / "suites"
+
+
+class SuiteError(ValueError):
+    """A suite cannot be run as it is written or asked for."""
+
+
+@dataclass(frozen=True)
+class SuiteEnvironment:
+    """An environment of a suite."""
+
+    spec: EnvironmentSpec
+    threshold: float | None = None
+    """Score at which it counts as solved; drawn in the report, nothing else."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A validated suite."""
+
+    name: str
+    description: str
+    environments: tuple[SuiteEnvironment, ...]
+    systems: tuple[System, ...]
+    seeds: tuple[int, ...]
+    """Seed indices; the seeds themselves are derived from (root seed, index)."""
+
+    root_seed: int
+    total_timesteps: int
+    evaluation: EvaluationSpec
+    config: DQNConfig
+    """The levelled configuration; each system sets its own `variant`."""
+
+    source: str
+    """The file."""
+
+    def runs(self) -> list[RunSpec]:
+        """All runs, seed by seed, so that an interrupted suite has compared something.
+
+        Within a seed the order of the systems is turned round: the hosts' own, which take longest,
+        come first, and no core is left with a long run at the end.
+        """
+        return [
+            self.run(environment, system, seed)
+            for seed in self.seeds
+            for environment in self.environments
+            for system in reversed(self.systems)
+        ]
+
+    def run(self, environment: SuiteEnvironment, system: System, seed: int) -> RunSpec:
+        """One of them."""
+        return RunSpec(
+            environment=environment.spec,
+            system=system.name,
+            config=dataclasses.replace(self.config, variant=system.variant),
+            total_timesteps=self.total_timesteps,
+            evaluation=self.evaluation,
+            root_seed=self.root_seed,
+            seed_index=seed,
+        )
+
+    def replace_systems(self, names: Sequence[str]) -> Suite:
+        """The suite with other systems.
+
+        Raises:
+            SuiteError: a name is unknown, or the system cannot run the configuration.
+        """
+        chosen = dataclasses.replace(self, systems=_systems(names, "--systems"))
+        _check_systems(chosen, "--systems")
+        return chosen
+
+    def replace_seeds(self, count: int) -> Suite:
+        """The suite with so many seeds: its first ones, or more than it has."""
+        if count < 1:
+            raise SuiteError(f"--seeds {count} is not accepted; it must be an integer >= 1")
+        seeds = list(self.seeds[:count])
+        candidate = 0
+        while len(seeds) < count:
+            if candidate not in seeds:
+                seeds.append(candidate)
+            candidate += 1
+        return dataclasses.replace(self, seeds=tuple(seeds))
+
+    def check_runnable(self) -> None:
+        """Make every environment once and look for every host.
+
+        Raises:
+            SuiteError: an environment is unknown, has no time limit or no discrete actions; a
+                library is not installed.
+        """
+        for system in self.systems:
+            missing = system.missing()
+            if missing:
+                raise SuiteError(missing)
+        for environment in self.environments:
+            _check_environment(environment.spec, self.source)
+
+
+def find_suites() -> dict[str, Path]:
+    """All suites by name; one of the working directory hides a built-in one."""
+    found: dict[str, Path] = {}
+    for directory in (BUILT_IN_SUITES, LOCAL_SUITES):
+        found.update({path.stem: path for path in sorted(directory.glob("*.toml"))})
+    return found
+
+
+def load_suite(name: str) -> Suite:
+    """Read and validate a suite by name or by path.
+
+    Raises:
+        SuiteError: there is no such suite, or it is malformed; the message names the file, the
+            key, what it holds and what is accepted.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise SuiteError(f"there is no file {name}")
+    else:
+        suites = find_suites()
+        if name not in suites:
+            raise SuiteError(
+                f"unknown suite {name!r}{did_you_mean(name, suites)}; the suites are "
+                f"{', '.join(sorted(suites)) or 'none'}, or give the path of a .toml file"
+            )
+        path = suites[name]
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SuiteError(f"{path}: not valid TOML: {error}") from error
+    return _parse(values, path)
+
+
+def _parse(values: dict[str, Any], path: Path) -> Suite:
+    top = _Table(values, str(path), "")
+    evaluation = top.table("evaluation")
+    total = top.integer("total_timesteps", low=1)
+    environments = [_environment(table) for table in top.tables("environments")]
+    config = _config(top.table("config"))
+    seeds = _seeds(top)
+    points = evaluation.integer("points", low=1)
+    episodes = evaluation.integer("episodes", low=1)
+    names = top.take("systems", _is_names, '"all" or a list of names')
+    suite = Suite(
+        name=path.stem,
+        description=top.take("description", _is_text, "a text", default=""),
+        environments=tuple(environments),
+        systems=_systems(["all"] if names == "all" else names, top.at("systems")),
+        seeds=seeds,
+        root_seed=top.integer("root_seed", low=0, default=0),
+        total_timesteps=total,
+        evaluation=EvaluationSpec(_evaluation_timesteps(total, points, config), episodes),
+        config=config,
+        source=str(path),
+    )
+    evaluation.finish()
+    top.finish()
+    if total % config.train_freq:
+        raise SuiteError(
+            f"{top.at('total_timesteps')} = {total} is not accepted; it must be a multiple of "
+            f"config.train_freq = {config.train_freq}, or the last steps would be learned from by "
+            "some libraries only"
+        )
+    if points > total // config.train_freq:
+        raise SuiteError(
+            f"{evaluation.at('points')} = {points} is not accepted; there are only "
+            f"{total // config.train_freq} training phases between which to evaluate"
+        )
+    ids = [environment.spec.id for environment in environments]
+    for repeated in {name for name in ids if ids.count(name) > 1}:
+        raise SuiteError(f"{path}: environments names {repeated!r} twice")
+    _check_systems(suite, top.at("systems"))
+    return suite
+
+
+def _evaluation_timesteps(total: int, points: int, config: DQNConfig) -> tuple[int, ...]:
+    # Between two training phases every library has learned from exactly the steps before.
+    phases = total // config.train_freq
+    return tuple(round(point * phases / points) * config.train_freq for point in range(points + 1))
+
+
+def _environment(table: _Table) -> SuiteEnvironment:
+    environment = SuiteEnvironment(
+        EnvironmentSpec(
+            id=table.take("id", _is_text, "the id of a Gymnasium environment"),
+            kwargs=table.take("kwargs", lambda value: isinstance(value, dict), "a table", {}),
+            max_episode_steps=table.integer("max_episode_steps", low=1, default=None),
+        ),
+        threshold=table.take("threshold", _is_number, "a number", None),
+    )
+    table.finish()
+    return environment
+
+
+def _config(table: _Table) -> DQNConfig:
+    known = [field.name for field in dataclasses.fields(DQNConfig) if field.name != "variant"]
+    if "variant" in table.values:
+        raise SuiteError(f"{table.at('variant')} is not accepted; the variant is part of a system")
+    table.check_keys(known)
+    values = dict(table.values)
+    for name, value in values.items():
+        if value == "none":  # TOML has no null
+            values[name] = None
+    try:
+        return DQNConfig.from_dict(values)
+    except ValueError as error:
+        raise SuiteError(f"{table.place}: {error}") from error
+
+
+def _seeds(table: _Table) -> tuple[int, ...]:
+    accepted = "a count >= 1, or a list of distinct integers >= 0"
+    value = table.take("seeds", lambda value: _is_int(value) or isinstance(value, list), accepted)
+    seeds = list(range(value)) if _is_int(value) else value
+    if not seeds or not all(_is_int(seed) and seed >= 0 for seed in seeds):
+        raise _rejected(table.at("seeds"), value, accepted)
+    if len(set(seeds)) < len(seeds):
+        raise _rejected(table.at("seeds"), value, accepted)
+    return tuple(seeds)
+
+
+def _systems(names: Sequence[str], place: str) -> tuple[System, ...]:
+    chosen: dict[str, System] = {}
+    for name in names:
+        try:
+            found = systems_.find(name)
+        except systems_.UnknownSystemError as error:
+            known = systems_.selectors()
+            raise SuiteError(
+                f"{place}: unknown system {name!r}{did_you_mean(name, known)}; the systems are "
+                f"{', '.join(known)}, or a function of yours as 'package.module:function'"
+            ) from error
+        except systems_.EntryPointError as error:
+            raise SuiteError(f"{place}: {error}") from error
+        chosen.update({system.name: system for system in found})
+    if not chosen:
+        raise SuiteError(f"{place} is empty; name at least one system")
+    return tuple(chosen.values())
+
+
+def _check_systems(suite: Suite, place: str) -> None:
+    for system in suite.systems:
+        for problem in system.cannot(suite.config):
+            raise SuiteError(f"{place}: system {system.name!r} cannot be levelled: {problem}")
+
+
+def _check_environment(spec: EnvironmentSpec, source: str) -> None:
+    try:
+        environment = make_environment(spec)
+    except gym.error.Error as error:
+        # Gymnasium's own message has the spelling mistake or the missing package.
+        raise SuiteError(f"{source}: environment {spec.id!r}: {error}") from error
+    except (ImportError, TypeError) as error:
+        raise SuiteError(f"{source}: environment {spec.id!r} cannot be made: {error}") from error
+    try:
+        if not isinstance(environment.action_space, gym.spaces.Discrete):
+            raise SuiteError(
+                f"{source}: environment {spec.id!r} has the action space "
+                f"{environment.action_space}; DQN needs a Discrete one"
+            )
+        if environment.spec is None or environment.spec.max_episode_steps is None:
+            raise SuiteError(
+                f"{source}: environment {spec.id!r} has no time limit, so an evaluation may never "
+                "end; set max_episode_steps"
+            )
+    finally:
+        environment.close()
+
+
+class _Table:
+    """A TOML table that is read key by key; what is left over is an error."""
+
+    def __init__(self, values: Mapping[str, Any], file: str, name: str) -> None:
+        self.values = values
+        self.file = file
+        self.name = name
+        self._taken: set[str] = set()
+
+    @property
+    def place(self) -> str:
+        """The file and the table, for messages."""
+        return f"{self.file}: [{self.name}]" if self.name else f"{self.file}:"
+
+    def at(self, key: str) -> str:
+        """The place of a key, for messages."""
+        return f"{self.place} {key}"
+
+    def take(
+        self, key: str, accepts: Callable[[Any], bool], accepted: str, default: Any = ...
+    ) -> Any:
+        self._taken.add(key)
+        if key not in self.values:
+            if default is ...:
+                close = difflib.get_close_matches(key, self.values, n=1)
+                hint = f" (is it {close[0]!r}?)" if close else ""
+                raise SuiteError(f"{self.at(key)} is missing{hint}; it must be {accepted}")
+            return default
+        value = self.values[key]
+        if not accepts(value):
+            raise _rejected(self.at(key), value, accepted)
+        return value
+
+    def integer(self, key: str, *, low: int, default: Any = ...) -> Any:
+        return self.take(
+            key, lambda value: _is_int(value) and value >= low, f"an integer >= {low}", default
+        )
+
+    def table(self, key: str) -> _Table:
+        value = self.take(key, lambda value: isinstance(value, dict), f"a table, [{key}]")
+        return _Table(value, self.file, key)
+
+    def tables(self, key: str) -> list[_Table]:
+        value = self.take(
+            key,
+            lambda value: (
+                isinstance(value, list)
+                and bool(value)
+                and all(isinstance(row, dict) for row in value)
+            ),
+            f"one or more tables, [[{key}]]",
+        )
+        return [_Table(row, self.file, f"{key}.{number}") for number, row in enumerate(value, 1)]
+
+    def check_keys(self, known: Collection[str]) -> None:
+        for key in self.values:
+            if key not in known:
+                raise SuiteError(
+                    f"{self.at(key)} is not known{did_you_mean(key, known)}; the keys are "
+                    f"{', '.join(known)}"
+                )
+
+    def finish(self) -> None:
+        self.check_keys(sorted(self._taken))
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """A hint for a message about an unknown name; empty if none is close."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _rejected(place: str, value: object, accepted: str) -> SuiteError:
+    return SuiteError(f"{place} = {value!r} is not accepted; it must be {accepted}")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_names(value: object) -> bool:
+    return value == "all" or (
+        isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
+    )

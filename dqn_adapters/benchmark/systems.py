@@ -1,0 +1,380 @@
+"""Systems: an implementation and a variant, trained by the implementation's own loop.
+
+A system of yours is a function `train(run: RunSpec, recorder: Recorder) -> int` that trains on
+`recorder.environment()` and returns the number of gradient updates; a suite names it as
+`"package.module:function"`. See `Recorder` for what it calls.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dqn_adapters._extras import require
+from dqn_adapters.benchmark import levelling
+from dqn_adapters.benchmark.provenance import machine, versions
+from dqn_adapters.benchmark.recorder import Greedy, Recorder
+from dqn_adapters.benchmark.spec import RunSpec
+from dqn_adapters.benchmark.store import RunResult, Timing
+from dqn_adapters.config import VARIANTS, DQNConfig, Variant
+
+Train = Callable[[RunSpec, Recorder], int]
+
+
+LABELS = {
+    "native": "native",
+    "sb3": "SB3 adapter",
+    "sb3-reference": "SB3's own DQN",
+    "tianshou": "Tianshou adapter",
+    "tianshou-reference": "Tianshou's own DQN",
+}
+"""What implementations are called in tables."""
+
+
+class UnknownSystemError(ValueError):
+    """No system has that name."""
+
+
+class EntryPointError(ValueError):
+    """A user's system cannot be imported."""
+
+
+@dataclass(frozen=True)
+class System:
+    """Something that can be trained."""
+
+    name: str
+    implementation: str
+    variant: Variant
+    train: Train
+    requires: tuple[str, str] | None = None
+    """Module and extra of the host."""
+
+    limits: Callable[[DQNConfig], Sequence[str]] = field(default=lambda config: ())
+    """Reasons why it cannot run a configuration."""
+
+    def cannot(self, config: DQNConfig) -> Sequence[str]:
+        """Reasons why it cannot run a configuration; empty if it can."""
+        return self.limits(config)
+
+    def missing(self) -> str | None:
+        """What to install before it can run; None if nothing."""
+        if self.requires is None:
+            return None
+        try:
+            require(self.requires[0], extra=self.requires[1])
+        except ImportError as error:
+            return f"system {self.name!r}: {error}"
+        return None
+
+
+def find(name: str) -> list[System]:
+    """The systems that a name selects: one system, all of an implementation, `"all"`, or a
+    function as `"package.module:function"`.
+
+    Raises:
+        UnknownSystemError: nothing has that name.
+        EntryPointError: the function cannot be imported.
+    """
+    if ":" in name:
+        return [System(name, name, DQNConfig().variant, _entry_point(name))]
+    found = [system for system in SYSTEMS if name in ("all", system.name, system.implementation)]
+    if not found:
+        raise UnknownSystemError(name)
+    return found
+
+
+def selectors() -> list[str]:
+    """Names that `find` knows, apart from functions."""
+    implementations = [system.implementation for system in SYSTEMS]
+    return ["all", *dict.fromkeys([*implementations, *(system.name for system in SYSTEMS)])]
+
+
+def train(
+    run: RunSpec, *, progress: Callable[[int], None] | None = None, workers: int = 1
+) -> RunResult:
+    """Train one run here and now.
+
+    Args:
+        run: What to train.
+        progress: Called with the environment steps done, now and then.
+        workers: How many processes share the machine; recorded.
+    """
+    (system,) = find(run.system)
+    recorder = Recorder(run, progress)
+    try:
+        updates = system.train(run, recorder)
+        seconds = recorder.finish()
+    finally:
+        recorder.close()
+    return RunResult(
+        run=run,
+        evaluations=tuple(recorder.evaluations),
+        episodes=tuple(recorder.episodes),
+        timing=Timing(seconds, tuple(recorder.evaluation_seconds), int(updates)),
+        versions=versions(),
+        machine=machine(),
+        workers=workers,
+    )
+
+
+def _train_native(run: RunSpec, recorder: Recorder) -> int:
+    from dqn_adapters import DQNAgent
+    from dqn_adapters.networks import MLP, seeded_initialization
+
+    environment = recorder.environment()
+    agent = DQNAgent(environment, run.config, seed=run.seeds.agent, device="cpu")
+    # The hosts initialise from torch's global stream: the same draws here pair the networks.
+    with seeded_initialization(run.seeds.agent):
+        network = MLP(agent.observation_space, int(agent.action_space.n), run.config.hidden_sizes)
+    for module in (agent.learner.q_net, agent.learner.target_net):
+        module.load_state_dict(network.state_dict())
+
+    def greedy(observations: NDArray[Any]) -> NDArray[Any]:
+        return np.asarray(agent.predict(observations))
+
+    recorder.start(greedy)
+    for _ in agent.train(run.total_timesteps):
+        recorder.observe()
+    return agent.num_updates
+
+
+def _train_sb3(run: RunSpec, recorder: Recorder, *, reference: bool) -> int:
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    class Observe(BaseCallback):
+        """Between two training phases: the last one is over, the next rollout begins."""
+
+        def _on_rollout_start(self) -> None:
+            recorder.observe()
+
+        def _on_step(self) -> bool:
+            return True
+
+    library = importlib.import_module("stable_baselines3" if reference else "dqn_adapters.sb3")
+    make_arguments = levelling.sb3_arguments if reference else levelling.sb3_adapter_arguments
+    model = library.DQN(
+        "MlpPolicy",
+        recorder.environment(),
+        **make_arguments(run.config, run.total_timesteps),
+        seed=run.seeds.agent,
+        device="cpu",
+    )
+
+    def greedy(observations: NDArray[Any]) -> NDArray[Any]:
+        return np.asarray(model.predict(observations, deterministic=True)[0])
+
+    recorder.start(greedy)
+    model.learn(run.total_timesteps, callback=Observe())
+    return int(model._n_updates)
+
+
+def _train_tianshou(run: RunSpec, recorder: Recorder) -> int:
+    import torch
+    from tianshou.data import Collector
+    from tianshou.env import DummyVectorEnv
+
+    from dqn_adapters.tianshou import DQN, DQNPolicy, ReplayBuffer, trainer_params
+
+    config, seed = run.config, run.seeds.agent
+    torch.manual_seed(seed)
+    environment = recorder.environment()
+    policy = DQNPolicy(
+        model=_tianshou_network(run, environment),
+        action_space=environment.action_space,
+        observation_space=environment.observation_space,
+        seed=seed,
+    )
+    algorithm = DQN(policy=policy, config=config)
+    collector: Collector[Any] = Collector(
+        algorithm,
+        DummyVectorEnv([lambda: environment]),
+        ReplayBuffer(config.buffer_size, seed=seed),
+        exploration_noise=True,
+    )
+    params = trainer_params(
+        config,
+        run.total_timesteps,
+        training_collector=collector,
+        training_fn=lambda epoch, timestep: recorder.observe(),
+        verbose=False,
+        show_progress=False,
+    )
+    recorder.start(_tianshou_greedy(policy))
+    algorithm.run_training(params)
+    return algorithm.learner.num_updates
+
+
+def _train_tianshou_reference(run: RunSpec, recorder: Recorder) -> int:
+    import torch
+    from tianshou.algorithm.algorithm_base import Algorithm
+    from tianshou.algorithm.modelfree.dqn import DQN, DiscreteQLearningPolicy
+    from tianshou.algorithm.optim import AdamOptimizerFactory, OptimizerFactory
+    from tianshou.data import Collector, ReplayBuffer
+    from tianshou.env import DummyVectorEnv
+    from tianshou.trainer import OffPolicyTrainerParams
+
+    settings = levelling.tianshou_settings(run.config, run.total_timesteps)
+    seed = run.seeds.agent
+
+    class ClippedDQN(DQN[Any]):
+        """Tianshou's DQN hands no clip to its own optimiser wrapper, which has one."""
+
+        def _create_policy_optimizer(self, optim: OptimizerFactory) -> Algorithm.Optimizer:
+            return self._create_optimizer(self.policy, optim, max_grad_norm=settings.max_grad_norm)
+
+    # Tianshou draws exploration from NumPy's global stream and initialises from torch's. Only a
+    # process that trains comes here, and each run seeds both anew.
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)
+    environment = recorder.environment()
+    environment.action_space.seed(seed)
+    policy = DiscreteQLearningPolicy(
+        model=_tianshou_network(run, environment),
+        action_space=environment.action_space,
+        observation_space=environment.observation_space,
+    )
+    algorithm = ClippedDQN(
+        policy=policy, optim=AdamOptimizerFactory(**settings.optimizer), **settings.algorithm
+    )
+    collector: Collector[Any] = Collector(
+        algorithm,
+        DummyVectorEnv([lambda: environment]),
+        # Left alone, the buffer would draw the same indices in every experiment (seed 42).
+        ReplayBuffer(settings.buffer_size, random_seed=seed),
+        exploration_noise=True,
+    )
+
+    def before_collection(epoch: int, timestep: int) -> None:
+        recorder.observe()
+        policy.set_eps_training(settings.epsilon(settings.warm_up + timestep))
+
+    collector.reset()
+    recorder.start(_tianshou_greedy(policy))
+    if settings.warm_up:
+        collector.collect(n_step=settings.warm_up, random=True)
+    trainer = algorithm.create_trainer(
+        OffPolicyTrainerParams(
+            training_collector=collector,
+            training_fn=before_collection,
+            verbose=False,
+            show_progress=False,
+            **settings.trainer,
+        )
+    )
+    info = trainer.run(reset_collectors=False)  # on in the episode of the warm-up
+    return int(info.update_step) * run.config.gradient_steps
+
+
+def _tianshou_network(run: RunSpec, environment: Any) -> Any:
+    from tianshou.utils.net.common import Net
+
+    return Net(
+        state_shape=environment.observation_space.shape,
+        action_shape=environment.action_space.n,
+        hidden_sizes=run.config.hidden_sizes,
+    )
+
+
+def _tianshou_greedy(policy: Any) -> Greedy:
+    import torch
+    from tianshou.data import Batch
+
+    def greedy(observations: NDArray[Any]) -> NDArray[Any]:
+        with torch.no_grad():
+            actions = policy(Batch(obs=observations, info=Batch())).act
+        return np.asarray(policy.map_action(actions))
+
+    return greedy
+
+
+def _entry_point(name: str) -> Train:
+    module_name, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise EntryPointError(f"system {name!r} cannot be imported: {error}") from error
+    if not callable(function):
+        raise EntryPointError(f"system {name!r} is not a function: {function!r}")
+    trained: Train = function
+    return trained
+
+
+def _steps_only(config: DQNConfig) -> list[str]:
+    if config.target_update_unit == "steps":
+        return []
+    return [f"target_update_unit={config.target_update_unit!r}; it is levelled in 'steps' only"]
+
+
+def _sb3_reference_limits(config: DQNConfig) -> list[str]:
+    problems = _steps_only(config)
+    if config.loss != "huber" or config.huber_delta != 1.0:
+        problems.append(
+            f"loss={config.loss!r} with huber_delta={config.huber_delta}; "
+            "SB3's own DQN has the Huber loss with delta 1 only"
+        )
+    return problems
+
+
+def _tianshou_reference_limits(config: DQNConfig) -> list[str]:
+    problems = _steps_only(config)
+    if config.target_update_interval * config.gradient_steps % config.train_freq:
+        problems.append(
+            f"target_update_interval={config.target_update_interval} steps are not a whole number "
+            f"of gradient updates, in which Tianshou counts, at gradient_steps="
+            f"{config.gradient_steps} per train_freq={config.train_freq}"
+        )
+    if config.tau != 1.0:
+        problems.append(f"tau={config.tau}; Tianshou's own DQN copies the network, tau=1, only")
+    return problems
+
+
+SYSTEMS: tuple[System, ...] = (
+    *(System(f"native-{variant}", "native", variant, _train_native) for variant in VARIANTS),
+    *(
+        System(
+            f"sb3-{variant}",
+            "sb3",
+            variant,
+            partial(_train_sb3, reference=False),
+            ("stable_baselines3", "sb3"),
+        )
+        for variant in VARIANTS
+    ),
+    System(
+        "sb3-reference",
+        "sb3-reference",
+        "target",
+        partial(_train_sb3, reference=True),
+        ("stable_baselines3", "sb3"),
+        _sb3_reference_limits,
+    ),
+    *(
+        System(
+            f"tianshou-{variant}",
+            "tianshou",
+            variant,
+            _train_tianshou,
+            ("tianshou", "tianshou"),
+        )
+        for variant in VARIANTS
+    ),
+    *(
+        System(
+            f"tianshou-reference-{variant}",
+            "tianshou-reference",
+            variant,
+            _train_tianshou_reference,
+            ("tianshou", "tianshou"),
+            _tianshou_reference_limits,
+        )
+        for variant in VARIANTS
+    ),
+)
+"""The built-in systems, in the order of reports."""
