@@ -12,7 +12,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
-from dqn_adapters.replay import UniformReplay
+from dqn_adapters import replay
 from dqn_adapters.transition import EnvStep, Observations, Transition
 
 
@@ -82,10 +82,14 @@ class CoreReplayBuffer(ReplayBuffer):
         self.buffer_size = max(buffer_size // n_envs, 1)
         self.replay = self._make_replay(generator or np.random.default_rng())
 
-    def _make_replay(self, generator: np.random.Generator) -> UniformReplay:
+    def _make_replay(self, generator: np.random.Generator) -> replay.ReplayBuffer:
         # gamma=1 leaves 1 - terminated in the discounts: the algorithm's gamma may yet change.
-        return UniformReplay(
-            self.buffer_size * self.n_envs, self.observation_space, gamma=1.0, generator=generator
+        return replay.ReplayBuffer(
+            self.buffer_size * self.n_envs,
+            self.observation_space,
+            gamma=1.0,
+            generator=generator,
+            num_envs=self.n_envs,
         )
 
     @property

@@ -40,6 +40,7 @@ def to_config(model: DQN) -> DQNConfig:
         learning_starts=_whole(model.learning_starts),
         batch_size=model.batch_size,
         gamma=model.gamma,
+        n_steps=model.n_steps,
         tau=model.tau,
         train_freq=model.train_freq.frequency,
         target_update_interval=_whole(model.target_update_interval),

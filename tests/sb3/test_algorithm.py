@@ -72,6 +72,7 @@ def test_positional_arguments_are_the_hosts() -> None:
         ("batch_size", 0, "an integer >= 1"),
         ("train_freq", -2, "an integer >= 1"),
         ("gradient_steps", -2, "an integer >= -1"),
+        ("n_steps", 0, "an integer >= 1"),
         ("target_update_interval", 0, "an integer >= 1"),
         ("target_update_unit", "epochs", "'steps', 'episodes', 'updates'"),
         ("max_grad_norm", 0, "(0, inf)"),
