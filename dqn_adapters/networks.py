@@ -231,6 +231,3 @@ def _flattener(
     if space.dtype == np.uint8 and isinstance(space, spaces.Box):
         return size, lambda x: x.reshape(len(x), size).float() / 255.0
     return size, lambda x: x.reshape(len(x), size).float()
-
-
-MLP = QNetwork
