@@ -140,27 +140,33 @@ class ReplayBuffer:
         """Whether sampling is prioritised."""
         return self._tree is not None
 
-    def add(self, step: EnvStep) -> None:
+    def add(self, step: EnvStep, streams: Indices | None = None) -> None:
         """Store the valid rows of a step; beyond the capacity the oldest are overwritten.
+
+        Args:
+            step: One step of all environments, or of those that `streams` names.
+            streams: `(len(step.valid),)`, the environment of every row, each at most once. None:
+                row i is of environment i, and all are there.
 
         Raises:
             ValueError: the arrays do not have the shapes of this buffer, there are more
                 environments than the buffer was made for, or masks come only now and then.
         """
         count = len(step.valid)
-        self._check(step, count)
-        envs = np.flatnonzero(step.valid)
-        if not len(envs):
+        self._check(step, count, streams)
+        valid = np.flatnonzero(step.valid)
+        if not len(valid):
             return
+        envs = valid if streams is None else streams[valid]
         oldest = self._oldest
-        numbers = self._added + np.arange(len(envs))
+        numbers = self._added + np.arange(len(valid))
         slots = numbers % self.capacity
 
         def rows(name: str) -> Any:
             values = getattr(step, name)
             if isinstance(values, dict):
-                return {key: value[envs] for key, value in values.items()}
-            return values[envs]
+                return {key: value[valid] for key, value in values.items()}
+            return values[valid]
 
         for name in ("actions", "rewards", "terminated"):
             self._arrays[name][slots] = rows(name)
@@ -174,12 +180,20 @@ class ReplayBuffer:
             self._tree.set(evicted % self.capacity, 0.0)
             self._tree.set(slots, self._largest_priority)
 
-    def _check(self, step: EnvStep, count: int) -> None:
-        if count != self.num_envs or count > self.capacity:
+    def _check(self, step: EnvStep, count: int, streams: Indices | None) -> None:
+        if (streams is None and count != self.num_envs) or count > self.capacity:
             raise ValueError(
                 f"a step of {count} environments does not fit a buffer of capacity "
                 f"{self.capacity} for {self.num_envs}"
             )
+        if streams is not None:
+            check_shape("streams", streams, (count,))
+            distinct = {stream for stream in streams.tolist() if 0 <= stream < self.num_envs}
+            if len(distinct) < count:
+                raise ValueError(
+                    f"streams must be different numbers in 0 .. {self.num_envs - 1}, "
+                    f"got {streams.tolist()}"
+                )
         self._storage.check(step.observations, count, "observations")
         self._storage.check(step.next_observations, count, "next_observations")
         for name in ("actions", "rewards", "terminated", "truncated"):
@@ -202,9 +216,18 @@ class ReplayBuffer:
         successor[previous[alive] % self.capacity] = numbers[alive] % self.capacity
         self._last[envs] = np.where(done, -1, numbers)
 
-    def cut(self) -> None:
-        """The running episodes are broken off: the rows that come next begin new ones."""
-        self._last[:] = -1
+    def cut(self, streams: Indices | int | None = None) -> None:
+        """The running episodes (None: all) are broken off: the rows that come next begin new
+        ones."""
+        self._last[slice(None) if streams is None else streams] = -1
+
+    def reserve(self, num_envs: int) -> None:
+        """Make room for the steps of so many environments, at least."""
+        more = num_envs - self.num_envs
+        if more > 0:
+            self._last = np.append(self._last, np.full(more, -1, np.int64))
+            self._storage.reserve(num_envs)
+            self.num_envs = num_envs
 
     def draw(self, batch_size: int) -> Indices:
         """Draw the slots of `batch_size` transitions, with replacement.

@@ -34,6 +34,9 @@ class Storage(Protocol):
     ) -> None:
         """Store rows `numbers`, which belong to the streams (environments) `streams`."""
 
+    def reserve(self, num_streams: int) -> None:
+        """Make room for rows of so many streams, more than there were."""
+
     def gather(self, slots: NDArray[np.int64]) -> Arrays:
         """s of the given slots."""
 
@@ -82,6 +85,9 @@ class DenseStorage:
             ("next_observations", next_observations),
         ):
             map_arrays(lambda array, row: array.__setitem__(slots, row), self._arrays[name], rows)
+
+    def reserve(self, num_streams: int) -> None:
+        pass  # whole observations need nothing of their stream
 
     def gather(self, slots: NDArray[np.int64]) -> Arrays:
         rows: Arrays = map_arrays(lambda array: array[slots], self._arrays["observations"])
@@ -206,6 +212,10 @@ class FrameStorage:
         self._last_row[place] = -1
         self._added += 1
         return self._added - 1
+
+    def reserve(self, num_streams: int) -> None:
+        more = np.full((num_streams - len(self._tails), self._rows.shape[2]), -1, np.int64)
+        self._tails = np.concatenate([self._tails, more])
 
     def gather(self, slots: NDArray[np.int64]) -> Arrays:
         return self._stacks(self._rows[0, slots])
