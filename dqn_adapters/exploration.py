@@ -35,6 +35,16 @@ def epsilon_schedule(config: DQNConfig, total_timesteps: int) -> LinearSchedule:
     return LinearSchedule(config.exploration_initial_eps, config.exploration_final_eps, steps)
 
 
+def current_epsilon(config: DQNConfig, schedule: LinearSchedule | None, step: int) -> float:
+    """Epsilon at environment step `step`: 1 while warming up or without a schedule, else its value.
+
+    Without one nobody has yet said how long the training is to be.
+    """
+    if schedule is None or step < config.learning_starts:
+        return 1.0
+    return schedule(step)
+
+
 def beta_schedule(config: DQNConfig, total_timesteps: int) -> LinearSchedule:
     """The schedule of the importance weights' exponent, likewise."""
     steps = config.priority_beta_steps
