@@ -172,7 +172,7 @@ class ReplayBuffer:
             self._arrays[name][slots] = rows(name)
         if step.next_action_masks is not None:
             self._arrays["next_action_masks"][slots] = rows("next_action_masks")
-        self._link(envs, numbers, done=(step.terminated | step.truncated)[envs])
+        self._link(envs, numbers, done=(step.terminated | step.truncated)[valid])
         self._storage.add(numbers, envs, rows("observations"), rows("next_observations"))
         self._added += len(envs)
         if self._tree is not None:
