@@ -22,14 +22,14 @@ from dqn_adapters.exploration import (
     LinearSchedule,
     beta_schedule,
     check_action_masks,
+    current_epsilon,
     epsilon_greedy,
     epsilon_schedule,
 )
 from dqn_adapters.learner import DQNLearner, UpdateMetrics
 from dqn_adapters.networks import QNetwork, seeded_initialization
 from dqn_adapters.replay import ReplayBuffer
-from dqn_adapters.targets import greedy_actions
-from dqn_adapters.transition import Arrays, map_arrays, to_tensor, to_tensors
+from dqn_adapters.transition import Arrays, map_arrays
 
 
 class TrainingStep(NamedTuple):
@@ -131,9 +131,7 @@ class DQNAgent:
     @property
     def epsilon(self) -> float:
         """Probability of a random action in the next training step."""
-        if self._schedule is None or self.num_timesteps < self.config.learning_starts:
-            return 1.0
-        return self._schedule(self.num_timesteps)
+        return current_epsilon(self.config, self._schedule, self.num_timesteps)
 
     def learn(
         self,
@@ -272,11 +270,7 @@ class DQNAgent:
         return map_arrays(lambda array: array[None], arrays), False
 
     def _greedy(self, observations: Arrays, action_masks: Masks | None) -> NDArray[np.int64]:
-        with torch.no_grad():
-            q_values = self.q_net(to_tensors(observations, self.device))
-            masks = None if action_masks is None else to_tensor(action_masks, self.device)
-            actions: NDArray[np.int64] = greedy_actions(q_values, masks).cpu().numpy()
-        return actions
+        return self.learner.greedy_actions(observations, action_masks)
 
     def _act(
         self, observations: Arrays, epsilon: float, action_masks: Masks | None

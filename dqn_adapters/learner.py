@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
 from dqn_adapters.config import DQNConfig, Loss, Variant
-from dqn_adapters.targets import double_q_learning_target, q_learning_target
-from dqn_adapters.transition import Observations, Transition
+from dqn_adapters.execution import AsMLP, Execution, as_mlp, make_kernels
+from dqn_adapters.targets import double_q_learning_target, greedy_actions, q_learning_target
+from dqn_adapters.transition import Arrays, Observations, Transition, to_tensor, to_tensors
 
 QFunction = Callable[[Observations], torch.Tensor]
 """Maps observations `(B, ...)` to action values `(B, A)`."""
@@ -124,10 +127,14 @@ class DQNLearner:
         optimizer: None: Adam over the parameters of `q_net`.
         q_values: How a network is called: `(module, observations) -> (B, A)`, for networks whose
             result is more than the action values. None: `module(observations)`.
+        execution: `"auto"` computes in a compiled kernel where the network and the optimiser are
+            such as it takes, and else in torch, whose results it has but for rounding; `"eager"`
+            is always torch; `"kernel"` insists. See `execution` for the rule.
+        as_mlp: For networks that the kernel would not recognise: sees the plain MLP in them.
 
     Raises:
         ValueError: a target network is given for `"vanilla"`, or none other than `q_net` itself
-            for the others.
+            for the others. Or `execution="kernel"` and the network is not one for the kernel.
     """
 
     def __init__(
@@ -138,6 +145,8 @@ class DQNLearner:
         target_net: nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         q_values: Callable[[nn.Module, Observations], torch.Tensor] | None = None,
+        execution: Execution = "auto",
+        as_mlp: AsMLP = as_mlp,
     ) -> None:
         self.config = config
         self.q_net = q_net
@@ -162,11 +171,41 @@ class DQNLearner:
             "updates": 0,
         }
         """Environment steps and finished episodes it was told of, and gradient updates made."""
+        self._mlp, self._adam = make_kernels(
+            execution, q_net, self.target_net, self.optimizer, config, as_mlp
+        )
 
     @property
     def num_updates(self) -> int:
         """Gradient updates made so far."""
         return self.counts["updates"]
+
+    @property
+    def execution(self) -> Execution:
+        """Where gradients are computed: `"kernel"` or `"eager"`."""
+        return "eager" if self._mlp is None else "kernel"
+
+    def greedy_actions(
+        self, observations: Arrays, action_masks: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.int64]:
+        """argmax_a Q(s, a) over the legal actions.
+
+        Args:
+            observations: `(N, ...)`, or a dictionary of such arrays.
+            action_masks: `(N, A)`, bool, True where an action is legal. None: all are.
+
+        Returns:
+            `(N,)`; see `targets.greedy_actions`.
+        """
+        actions = None if self._mlp is None else self._mlp.greedy(observations, action_masks)
+        if actions is not None:
+            return actions
+        device = next(self.q_net.parameters()).device
+        masks = None if action_masks is None else to_tensor(action_masks, device)
+        with torch.no_grad():
+            q_values = self._online(to_tensors(observations, device))
+        chosen: NDArray[np.int64] = greedy_actions(q_values, masks).cpu().numpy()
+        return chosen
 
     def td_loss(self, batch: Transition) -> TDLoss:
         """The loss on a batch, with the gradient of the prediction recorded; see `td_loss`."""
@@ -187,17 +226,25 @@ class DQNLearner:
         target network: with the weights that it began with, after its own TD targets. This is
         Tianshou's order, whose unit it is.
         """
-        seen = self.td_loss(batch)
+        seen = None if self._mlp is None else self._mlp.gradient(batch)
+        if seen is None:
+            seen = self.td_loss(batch)
+            self.optimizer.zero_grad()
+            seen.loss.backward()  # type: ignore[no-untyped-call]
         complete = self.num_updates % self.config.target_update_interval == 0
         if self.config.target_update_unit == "updates" and self.num_updates and complete:
             self.sync_target()
-        self.optimizer.zero_grad()
-        seen.loss.backward()  # type: ignore[no-untyped-call]
         max_norm = self.config.max_grad_norm
-        grad_norm = nn.utils.clip_grad_norm_(
-            self.q_net.parameters(), torch.inf if max_norm is None else max_norm
-        )
-        self.optimizer.step()
+        grad_norm = None if self._adam is None else self._adam.step(max_norm)
+        if grad_norm is None:
+            parameters = self.q_net.parameters()
+            if max_norm is None:
+                grad_norm = nn.utils.get_total_norm(
+                    [p.grad for p in parameters if p.grad is not None]
+                )
+            else:
+                grad_norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+            self.optimizer.step()
         self.counts["updates"] += 1
         return UpdateMetrics(
             seen.loss.detach(), seen.td_error, seen.q_value, seen.td_target, grad_norm

@@ -92,6 +92,8 @@ class Encoder(nn.Module):
             else:
                 size, self._functions[key] = _flattener(part)
             self.size += size
+        self.only_flattens = len(parts) == 1 and _is_numbers(*parts.values())
+        """Whether the vector is the observation itself, as float32 and flattened."""
 
     def forward(self, observations: Observations) -> torch.Tensor:
         """Map observations `(B, ...)` to features `(B, size)`."""
@@ -228,6 +230,13 @@ def _flattener(
 
         return sum(counts), one_hot
     size = int(np.prod(space.shape or (1,)))
-    if space.dtype == np.uint8 and isinstance(space, spaces.Box):
-        return size, lambda x: x.reshape(len(x), size).float() / 255.0
-    return size, lambda x: x.reshape(len(x), size).float()
+    if _is_numbers(space):
+        return size, lambda x: x.reshape(len(x), size).float()
+    return size, lambda x: x.reshape(len(x), size).float() / 255.0
+
+
+def _is_numbers(space: spaces.Space[Any]) -> bool:
+    """Whether observations are used as they are: of a Box that is not of bytes, or MultiBinary."""
+    return isinstance(space, spaces.MultiBinary) or (
+        isinstance(space, spaces.Box) and space.dtype != np.uint8
+    )

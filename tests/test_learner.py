@@ -197,7 +197,7 @@ def test_a_period_in_updates_is_synced_after_the_targets_and_before_the_step() -
             copy.deepcopy(net.state_dict()) for net in (learner.target_net, learner.q_net)
         )
         expected_targets = learner.td_loss(batch).td_target
-        assert torch.equal(learner.update(batch).td_target, expected_targets)
+        torch.testing.assert_close(learner.update(batch).td_target, expected_targets)
         assert not learner.count(steps=1)
         source = online if i in (3, 6) else old
         for name, value in learner.target_net.state_dict().items():

@@ -1,0 +1,335 @@
+"""How the learner computes: in torch, or on a plain ReLU MLP by the compiled `kernel`.
+
+The rule is here and nowhere else: `plain_layers` says which networks the kernel takes,
+`AdamKernel.step` which optimisers. What it does not take runs in torch, which defines the result.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from dqn_adapters.config import DQNConfig, rejected
+from dqn_adapters.networks import QNetwork
+from dqn_adapters.transition import Arrays, Transition
+
+if TYPE_CHECKING:
+    from dqn_adapters.learner import TDLoss
+
+log = logging.getLogger(__name__)
+
+Execution = Literal["auto", "eager", "kernel"]
+"""`"eager"` is torch; `"kernel"` the compiled kernel, and an error where it cannot be used;
+`"auto"` the kernel where it can be used, and else torch."""
+
+AsMLP = Callable[[nn.Module], nn.Sequential | None]
+"""Sees in a network the plain MLP that maps its observations, converted to float32 and flattened to
+`(B, F)`, to its action values; None where it is something else."""
+
+MAX_UNITS = 1024
+"""Networks with a wider layer are left to torch: there the products are all, and torch has the
+better ones, on all cores."""
+
+
+def as_mlp(network: nn.Module) -> nn.Sequential | None:
+    """The plain MLP in a network of the core, or in a `torch.nn.Sequential`; see `AsMLP`."""
+    if type(network) is QNetwork and network.encoder.only_flattens and not _watched(network):
+        head = network.head
+        return head if isinstance(head, nn.Sequential) else None
+    return network if isinstance(network, nn.Sequential) else None
+
+
+def plain_layers(mlp: nn.Module | None) -> list[nn.Linear] | None:
+    """The linear layers of a plain MLP: float32 on the CPU, with biases, ReLU between them, no
+    hooks; None if it is not one. (A dueling head is not one.)"""
+    if type(mlp) is not nn.Sequential or _watched(mlp):
+        return None
+    parts = [part for part in mlp if type(part) is not nn.Flatten]
+    layers: list[nn.Linear] = []
+    for i, part in enumerate(parts):
+        if type(part) is not (nn.ReLU if i % 2 else nn.Linear) or _watched(part):
+            return None
+        if isinstance(part, nn.Linear):
+            layers.append(part)
+    plain = len(parts) % 2 and all(map(_is_plain_tensor, _parameters(layers)))
+    return layers if plain and max(layer.out_features for layer in layers) <= MAX_UNITS else None
+
+
+_FLOAT = torch.float32
+
+
+def make_kernels(
+    execution: Execution,
+    q_net: nn.Module,
+    target_net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: DQNConfig,
+    as_mlp: AsMLP,
+) -> tuple[MLPKernel | None, AdamKernel | None]:
+    """The kernels for the gradient and for the optimiser's step, or None for torch.
+
+    Raises:
+        ValueError: `execution` is unknown, or it is `"kernel"` and the network is not one that the
+            kernel takes.
+    """
+    if execution not in get_args(Execution):
+        accepted = "one of " + ", ".join(map(repr, get_args(Execution)))
+        raise rejected("execution", execution, accepted)
+    if execution == "eager":
+        return None, None
+    layers, target_layers = (plain_layers(as_mlp(net)) for net in (q_net, target_net))
+    parameters = list(q_net.parameters())
+    installed = all(importlib.util.find_spec(module) for module in ("numba", "scipy"))
+    reason = None
+    if layers is None or target_layers is None or len(parameters) != 2 * len(layers):
+        reason = (
+            "the network is not a plain ReLU MLP over numbers, in float32 on the CPU, with at most "
+            f"{MAX_UNITS} units in a layer"
+        )
+    elif not installed:
+        reason = "numba is not installed; it comes with: pip install 'dqn-adapters[fast]'"
+    if reason is not None:
+        if execution == "kernel":
+            raise ValueError(f"execution='kernel' cannot be used: {reason}")
+        log.info("DQN computes in torch, not in the compiled kernel: %s", reason)
+        return None, None
+    assert layers is not None
+    assert target_layers is not None
+    return MLPKernel(layers, target_layers, config), AdamKernel(parameters, optimizer)
+
+
+class MLPKernel:
+    """Greedy actions and the gradient of the TD loss by the compiled `kernel`, on torch's memory.
+
+    Tensors are looked at anew in every call, so whatever was loaded, moved or replaced is seen. A
+    call that the kernel cannot take gives None, and the caller goes on in torch.
+
+    Args:
+        layers: The layers that are learned; see `plain_layers`.
+        target_layers: Those of the target network, or `layers` themselves.
+        config: `variant`, `loss` and `huber_delta` are used.
+    """
+
+    def __init__(
+        self, layers: list[nn.Linear], target_layers: list[nn.Linear], config: DQNConfig
+    ) -> None:
+        from dqn_adapters import kernel  # numba takes half a second to import
+
+        self._kernel = kernel
+        self._layers, self._target_layers, self._config = layers, target_layers, config
+        widths = [layers[0].in_features, *(layer.out_features for layer in layers)]
+        self._sizes = np.array(widths, np.int64)
+        self._features, self._actions = widths[0], widths[-1]
+        self._no_masks = np.zeros((0, self._actions), np.bool_)
+        self._batch: Transition | None = None  # the last one, if it was read in place
+        self._kept: tuple[Any, ...] = ()  # what the addresses in `_batch_table` belong to
+        self._batch_table = np.zeros(0, np.int64)
+        self._online, self._target, self._gradient = (_Table(2) for _ in range(3))
+
+    def __reduce__(self) -> Any:  # a copy works on the copies, by addresses of its own
+        return MLPKernel, (self._layers, self._target_layers, self._config)
+
+    def greedy(
+        self, observations: Arrays, action_masks: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.int64] | None:
+        """The greedy legal actions `(N,)` for N observations."""
+        online = self._online.of(_parameters(self._layers))
+        if online is None or isinstance(observations, dict):
+            return None
+        shape = len(observations), self._features
+        if observations.size != shape[0] * shape[1]:
+            return None
+        rows = np.ascontiguousarray(observations, np.float32).reshape(shape)
+        masks = self._no_masks
+        if action_masks is not None:
+            masks = np.ascontiguousarray(action_masks, np.bool_)
+            if masks.shape != (shape[0], self._actions):
+                return None
+        actions: NDArray[np.int64] = self._kernel.greedy(self._sizes, online, rows, masks)
+        return actions
+
+    def gradient(self, batch: Transition) -> TDLoss | None:
+        """The loss on a batch; the gradient is left in the parameters' `grad`, as by torch."""
+        from dqn_adapters.learner import TDLoss
+
+        parameters = _parameters(self._layers)
+        gradients = []
+        for parameter in parameters:
+            if not parameter.requires_grad:
+                return None
+            gradient = parameter.grad
+            if gradient is None:
+                gradient = parameter.grad = torch.zeros_like(parameter)
+            gradients.append(gradient)
+        d_online = self._gradient.of(gradients)
+        online = self._online.of(parameters)
+        target = self._target.of(_parameters(self._target_layers))
+        if d_online is None or online is None or target is None or not self._look_at(batch):
+            return None
+        rows = len(batch.rewards)
+        results = TDLoss(torch.empty(()), *torch.empty(3, rows).unbind())
+        config = self._config
+        done = self._kernel.td_gradient(
+            self._sizes,
+            online,
+            online if config.variant == "double" else target,
+            target,
+            d_online,
+            self._batch_table,
+            rows,
+            np.array([result.data_ptr() for result in results], np.int64),
+            config.loss == "mse",
+            config.huber_delta,
+        )
+        return results if done else None
+
+    def _look_at(self, batch: Transition) -> bool:
+        """Whether the kernel can read the batch; its addresses are then in `_batch_table`."""
+        if batch is self._batch:  # a batch whose memory is used again
+            return True
+        if isinstance(batch.observations, dict) or isinstance(batch.next_observations, dict):
+            return False
+        rows = len(batch.rewards)
+        table = []
+        s, s_next = _flat(batch.observations), _flat(batch.next_observations)
+        kept = s, *batch[1:4], s_next, *batch[5:]
+        shapes = (rows, self._features), (rows, self._actions)
+        for field, shape, dtype in zip(
+            kept,
+            (shapes[0], (rows,), (rows,), (rows,), shapes[0], shapes[1], (rows,)),
+            (_FLOAT, torch.int64, _FLOAT, _FLOAT, _FLOAT, torch.bool, _FLOAT),
+            strict=True,
+        ):
+            if field is None:
+                table.append(0)
+            elif (
+                field.shape == shape
+                and field.dtype == dtype
+                and field.is_contiguous()
+                and field.device.type == "cpu"
+            ):
+                table.append(field.data_ptr())
+            else:
+                return False
+        self._batch_table, self._kept = np.array(table, np.int64), kept
+        converted = any(a is not b for a, b in zip(kept, batch, strict=True))
+        self._batch = None if converted else batch
+        return True
+
+
+class AdamKernel:
+    """Clips the gradient and makes a step of `torch.optim.Adam` by the compiled `kernel`, in the
+    optimiser's own state.
+
+    Args:
+        parameters: Of the network; all that the optimiser has.
+        optimizer: Any optimiser; what is not plain Adam is left to torch, see `step`.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        from dqn_adapters import kernel
+
+        self._kernel = kernel
+        self._parameters, self._optimizer = parameters, optimizer
+        self._sizes = np.array([parameter.numel() for parameter in parameters], np.int64)
+        self._table = _Table(5)
+
+    def __reduce__(self) -> Any:
+        return AdamKernel, (self._parameters, self._optimizer)
+
+    def step(self, max_norm: float | None) -> torch.Tensor | None:
+        """Clip to a global norm and step; the norm before clipping, `()`.
+
+        None, and nothing is done, unless the optimiser is `torch.optim.Adam` itself with nothing
+        but step size, betas and eps, over just these parameters, on the CPU, without hooks.
+        """
+        optimizer = self._optimizer
+        if not _is_plain_adam(optimizer):
+            return None
+        group = optimizer.param_groups[0]
+        if list(map(id, group["params"])) != list(map(id, self._parameters)):
+            return None
+        tensors = []
+        for parameter in self._parameters:
+            if parameter.grad is None:
+                return None
+            state = optimizer.state[parameter]
+            if not state:  # as Adam begins
+                state["step"] = torch.tensor(0.0)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+            moments = state["exp_avg"], state["exp_avg_sq"]
+            tensors += [parameter, parameter.grad, *moments, state["step"]]
+        table = self._table.of(tensors)
+        if table is None:
+            return None
+        norm = torch.empty(())
+        limit = np.inf if max_norm is None else max_norm
+        rates = group["lr"], *group["betas"], group["eps"]
+        self._kernel.clipped_adam(self._sizes, table, norm.data_ptr(), limit, *map(float, rates))
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # what torch's schedulers ask
+        return norm
+
+
+class _Table:
+    """The addresses of tensors as an int64 array of so many columns."""
+
+    def __init__(self, columns: int) -> None:
+        self._columns = columns
+        self._pointers: list[int] = []
+        self._array: NDArray[np.int64] | None = None
+
+    def of(self, tensors: Sequence[Any]) -> NDArray[np.int64] | None:
+        """The addresses; None if a tensor is not contiguous float32 on the CPU."""
+        pointers = [tensor.data_ptr() for tensor in tensors]
+        if pointers != self._pointers:
+            plain = all(map(_is_plain_tensor, tensors))
+            array = np.array(pointers, np.int64).reshape(-1, self._columns)
+            self._pointers, self._array = pointers, array if plain else None
+        return self._array
+
+
+def _parameters(layers: list[nn.Linear]) -> list[Any]:
+    return [layer._parameters[name] for layer in layers for name in ("weight", "bias")]
+
+
+def _flat(observations: Any) -> torch.Tensor:
+    rows = torch.as_tensor(observations, dtype=_FLOAT)
+    return rows if rows.ndim == 2 else rows.reshape(len(rows), -1)
+
+
+def _is_plain_tensor(tensor: Any) -> bool:
+    return (
+        isinstance(tensor, torch.Tensor)
+        and tensor.dtype == torch.float32
+        and tensor.device.type == "cpu"
+        and tensor.is_contiguous()
+    )
+
+
+def _is_plain_adam(optimizer: torch.optim.Optimizer) -> bool:
+    groups = optimizer.param_groups
+    if type(optimizer) is not torch.optim.Adam or len(groups) != 1:
+        return False
+    off = ("weight_decay", "amsgrad", "maximize", "differentiable", "capturable")
+    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    step = optimizer.__dict__.get("step")  # a learning-rate scheduler wraps it, and nothing else
+    wrapped = step is not None and not hasattr(step, "_wrapped_by_lr_sched")
+    return not (hooks or wrapped or any(groups[0].get(option) for option in off))
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether hooks look at what goes through a module, or change it."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
