@@ -51,6 +51,31 @@ def free(own: Marks, other: Marks) -> list[int]:
     return [square for square in range(9) if square not in own | other]
 
 
+# (who plays, rewards to anyone, terminated, truncated, vanished)
+GAME = [
+    ("a", {"a": 1, "b": 10}, "", "", ""),  # b's reward comes before its first action: of no action
+    ("b", {"b": 2, "a": 20}, "", "", ""),
+    ("c", {"a": 40, "c": 3}, "", "", ""),
+    ("a", {"a": 4, "c": 80}, "", "", ""),
+    ("b", {"b": 5, "c": 160}, "b", "", ""),  # b dies by its own act: its last reward is 5
+    ("c", {"c": 6}, "", "", ""),
+    ("a", {"a": 7, "c": 320}, "", "", ""),
+    ("c", {"c": 8}, "", "", ""),
+    ("a", {"a": 9, "c": 640}, "", "c", ""),  # c is cut on a's turn
+    ("a", {"a": 11}, "a", "", ""),
+]
+
+# Of each step: who is in the game from then on, the rewards, terminated, truncated.
+PARALLEL = [
+    ("ab",),
+    ("abc", {"a": 1, "b": 2}, "", ""),  # c appears
+    ("ac", {"a": 3, "b": 4, "c": 5}, "b", ""),  # b dies
+    ("c", {"c": 6}, "", ""),  # a vanishes
+    ("bc", {"c": 7}, "", ""),  # b comes back
+    ("", {"b": 8, "c": 9}, "b", "c"),
+]
+
+
 class Script(AECEnv[str, Any, int]):
     """Three players, turn by turn, whose every event is known.
 

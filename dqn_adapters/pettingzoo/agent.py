@@ -64,7 +64,7 @@ class _Seat:
         self.policy, self.stream, self.past = policy, stream, past
         self.observation: Arrays
         self.mask: Masks
-        self.action: int | None = None  # open: nothing is known yet of what came of it
+        self.action: int | None = None  # what it did, if that is to be learned from
 
 
 class MultiAgentDQN:
@@ -88,7 +88,7 @@ class MultiAgentDQN:
         policy_groups: The agents of every group, or a function from an agent to the name of its
             group, for agents that appear. An agent in no group has a network of its own, under its
             own name.
-        self_play: Play against past versions of a group; see `SelfPlay`.
+        self_play: Random openings and past opponents for groups; see `SelfPlay`. None: neither.
         seed: Decides everything that is random: networks, environment, actions, replay.
             None draws fresh entropy.
         device: `"auto"` is CUDA where there is one, else the CPU.
@@ -224,7 +224,8 @@ class MultiAgentDQN:
         actions, epsilons = {}, {}
         for (name, past), agents in together.items():
             policy, seats = self.policies[name], [self._seats[agent] for agent in agents]
-            epsilons[name] = policy.epsilon(self.num_timesteps, self._total)
+            opening = policy.opening > 0
+            epsilons[name] = 1.0 if opening else policy.epsilon(self.num_timesteps, self._total)
             chosen = policy.act(
                 [seat.observation for seat in seats],
                 [seat.mask for seat in seats],
@@ -233,7 +234,8 @@ class MultiAgentDQN:
             )
             for agent, seat, action in zip(agents, seats, chosen, strict=True):
                 actions[agent] = action
-                seat.action = action - int(policy.action_space.start)
+                seat.action = None if opening else action - int(policy.action_space.start)
+            policy.opening = max(policy.opening - len(agents), 0)
         return {agent: actions[agent] for agent in self._to_act}, epsilons
 
     def _arrive(self, turns: Iterator[Turn]) -> dict[str, list[TurnTransition]]:

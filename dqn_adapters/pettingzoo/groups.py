@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dqn_adapters.config import DQNConfig, checked_float, checked_int
 from dqn_adapters.environments import (
+    MASK,
     Masks,
     ObservationView,
     as_masks,
@@ -33,14 +34,22 @@ PolicyGroups = Mapping[str, Sequence[Any]] | Callable[[Any], str]
 
 @dataclass(frozen=True, kw_only=True)
 class SelfPlay:
-    """Playing against past versions of oneself (Bansal et al. 2018; OpenAI Five, 2019).
+    """How the agents of a group that share a network play against themselves.
 
-    In an episode with a past opponent one agent of the group, drawn at random, plays with the
-    network that learns; the others play with one snapshot of it, drawn uniformly from the pool, and
-    nothing is learned from their turns.
+    In an episode with a past opponent (Bansal et al. 2018, section 3.2) one agent of the group,
+    drawn at random, plays with the network that learns; the others play with one snapshot of it,
+    drawn uniformly from the pool, and nothing is learned from their turns.
+
+    With random openings (exploring starts: Sutton and Barto 2018, section 5.3) every position is
+    the start of some episode, so that epsilon can be small: an opponent that plays at random
+    half of the time teaches to rely on its mistakes.
     """
 
-    past_probability: float = 0.5
+    opening_turns: int = 0
+    """The first k turns of the group in an episode are uniformly random and not learned from; k is
+    drawn uniformly from 0 .. `opening_turns` for each episode."""
+
+    past_probability: float = 0.0
     """Fraction of episodes with a past opponent, in [0, 1]; in the others all play with the
     network that learns."""
 
@@ -51,6 +60,7 @@ class SelfPlay:
     """Snapshots kept, >= 1: the newest."""
 
     def __post_init__(self) -> None:
+        checked_int("opening_turns", self.opening_turns, low=0)
         checked_float("past_probability", self.past_probability, high=1.0)
         checked_int("snapshot_interval", self.snapshot_interval, low=1)
         checked_int("pool_size", self.pool_size, low=1)
@@ -141,6 +151,8 @@ class GroupPolicy:
         self._past = copy.deepcopy(q_net).requires_grad_(False)
         self.learning_agent: str | None = None
         """In an episode with a past opponent: who plays with the network that learns."""
+        self.opening = 0
+        """Turns of this episode that will still be random."""
 
     @property
     def q_net(self) -> torch.nn.Module:
@@ -174,7 +186,14 @@ class GroupPolicy:
             ValueError: a shape is not that of the agent's spaces.
         """
         try:
-            seen, own_mask = self._view.split(observation)
+            if not self._view.has_mask or (
+                isinstance(observation, Mapping) and MASK in observation
+            ):
+                seen, own_mask = self._view.split(observation)
+            elif action_mask is not None:  # the parts were given one by one
+                seen, own_mask = observation, None
+            else:
+                raise ValueError(f"observation must have {MASK!r}, or action_mask must be given")
             arrays = self._view.arrays(seen)
             for name, array, space in self._leaves(arrays):
                 check_shape(name, array, space.shape or ())
@@ -265,7 +284,7 @@ class GroupPolicy:
                 metrics = self.learner.update(self.replay.gather(indices))
                 if self.replay.prioritized:
                     self.replay.update_priorities(indices, metrics.td_error)
-        if self.self_play is not None:
+        if self.self_play is not None and self.self_play.past_probability > 0:
             interval = self.self_play.snapshot_interval
             if self.num_turns // interval > before // interval:
                 self.pool.append(copy.deepcopy(self.q_net.state_dict()))
@@ -273,9 +292,12 @@ class GroupPolicy:
         return metrics
 
     def start_episode(self) -> None:
-        """Draw who plays whom in the next episode."""
+        """Draw the opening of the next episode, and who plays whom."""
         self.learning_agent = None
-        if self.self_play is None or not self.pool or len(self.agents) < 2:
+        if self.self_play is None:
+            return
+        self.opening = int(self._generator.integers(self.self_play.opening_turns + 1))
+        if not self.pool or len(self.agents) < 2:
             return
         if self._generator.random() < self.self_play.past_probability:
             self.learning_agent = self.agents[self._generator.integers(len(self.agents))]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support_pettingzoo import ParallelScript, Script
+from support_pettingzoo import GAME, PARALLEL, ParallelScript, Script
 
 from dqn_adapters import DQNConfig
 from dqn_adapters.pettingzoo import GroupPolicy, MultiAgentDQN
@@ -17,18 +17,6 @@ CONFIG = DQNConfig(
 )
 
 # (who plays, rewards to anyone, terminated, truncated, vanished)
-GAME = [
-    ("a", {"a": 1, "b": 10}, "", "", ""),  # b's reward comes before its first action: of no action
-    ("b", {"b": 2, "a": 20}, "", "", ""),
-    ("c", {"a": 40, "c": 3}, "", "", ""),
-    ("a", {"a": 4, "c": 80}, "", "", ""),
-    ("b", {"b": 5, "c": 160}, "b", "", ""),  # b dies by its own act: its last reward is 5
-    ("c", {"c": 6}, "", "", ""),
-    ("a", {"a": 7, "c": 320}, "", "", ""),
-    ("c", {"c": 8}, "", "", ""),
-    ("a", {"a": 9, "c": 640}, "", "c", ""),  # c is cut on a's turn
-    ("a", {"a": 11}, "a", "", ""),
-]
 VANISHING = [
     ("a", {"a": 1}, "", "", ""),
     ("b", {"b": 1}, "", "", ""),
@@ -133,17 +121,6 @@ def test_learn_goes_on_within_an_episode() -> None:
     for name in "abc":
         assert rows(parts.policies[name]) == rows(whole.policies[name])
     assert parts.env.events == whole.env.events
-
-
-# Of each step: who is in the game from then on, the rewards, terminated, truncated.
-PARALLEL = [
-    ("ab",),
-    ("abc", {"a": 1, "b": 2}, "", ""),  # c appears
-    ("ac", {"a": 3, "b": 4, "c": 5}, "b", ""),  # b dies
-    ("c", {"c": 6}, "", ""),  # a vanishes
-    ("bc", {"c": 7}, "", ""),  # b comes back
-    ("", {"b": 8, "c": 9}, "b", "c"),
-]
 
 
 def test_tape_of_a_parallel_game() -> None:
