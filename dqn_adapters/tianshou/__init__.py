@@ -26,7 +26,9 @@ from dqn_adapters.tianshou.buffers import (  # noqa: E402
     PrioritizedVectorReplayBuffer,
     ReplayBuffer,
     VectorReplayBuffer,
+    make_buffer,
 )
+from dqn_adapters.tianshou.networks import QNet  # noqa: E402
 from dqn_adapters.tianshou.policy import DQNPolicy  # noqa: E402
 from dqn_adapters.tianshou.trainer import DQNTrainer, trainer_params  # noqa: E402
 
@@ -37,7 +39,9 @@ __all__ = [
     "DQNTrainingStats",
     "PrioritizedReplayBuffer",
     "PrioritizedVectorReplayBuffer",
+    "QNet",
     "ReplayBuffer",
     "VectorReplayBuffer",
+    "make_buffer",
     "trainer_params",
 ]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, Unpack, cast
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from tianshou.algorithm.algorithm_base import OffPolicyAlgorithm
@@ -19,8 +19,21 @@ from tianshou.utils.lagged_network import EvalModeModuleWrapper
 from tianshou.utils.torch_utils import torch_device
 
 from dqn_adapters.config import DQNConfig, rejected
-from dqn_adapters.exploration import LinearSchedule, epsilon_schedule
+from dqn_adapters.exploration import (
+    beta_schedule,
+    current_epsilon,
+    epsilon_schedule,
+)
 from dqn_adapters.learner import DQNLearner
+from dqn_adapters.networks import DuelingHead
+from dqn_adapters.replay import n_step_returns
+from dqn_adapters.tianshou.buffers import (
+    _Buffer,
+    check_transitions,
+    is_prioritized,
+    next_of,
+    set_beta,
+)
 from dqn_adapters.tianshou.options import SCHEDULE, Options, config_from_options
 from dqn_adapters.tianshou.policy import DQNPolicy, split_mask
 from dqn_adapters.tianshou.trainer import DQNTrainer
@@ -57,12 +70,17 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
     except where Tianshou has others: `loss="mse"`, no clipping, no warm-up, no epsilon schedule
     unless an option of it is given, and no target network unless one is asked for.
 
+    Replay is prioritised if the buffer is, with the alpha and beta that it was made with. With
+    `prioritized_replay=True` such a buffer is asked for, of the config's `priority_alpha`, and beta
+    follows the config's schedule.
+
     Args:
         policy: The policy that acts; its model is what is learned. A `DQNPolicy`, or Tianshou's
-            own.
+            own. Of a network of the core, `QNet` is one.
         optim: Makes the optimiser of the model. None: Adam as in `config`.
         config: All hyper-parameters at once, in place of any keyword. Batch size and update ratio
-            are the trainer's: `trainer_params` gives them.
+            are the trainer's, `trainer_params` gives them; size and kind of the replay are the
+            buffer's, `make_buffer` makes it; hidden layers are the model's.
         **options: See `Options`.
 
     Raises:
@@ -88,6 +106,11 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
                 f"config and {', '.join(options)} are given: write dataclasses.replace(config, ...)"
             )
         self.config = config_from_options(options) if config is None else config
+        if self.config.dueling and not _is_dueling(policy.model):
+            raise ValueError(
+                "config.dueling=True, and the policy's model has no dueling head: write "
+                "QNet(..., dueling=True), or leave dueling to the model you pass"
+            )
         optim = optim or AdamOptimizerFactory(self.config.learning_rate, eps=self.config.adam_eps)
         self.optim = self._create_optimizer(policy.model, optim)
         self.learner = DQNLearner(
@@ -96,7 +119,11 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
         target_net = self.learner.target_net
         self.model_old = None if target_net is policy.model else EvalModeModuleWrapper(target_net)
         self._explores = config is not None or any(name in options for name in SCHEDULE)
-        self._exploration_steps = self.config.exploration_steps
+        # Lengths of the schedules of epsilon and beta in environment steps; None: not yet fixed.
+        self._lengths: dict[str, Any] = {
+            "exploration_steps": self.config.exploration_steps,
+            "priority_beta_steps": self.config.priority_beta_steps,
+        }
         self._set_epsilon()
 
     @property
@@ -119,20 +146,37 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
         return synced
 
     def start_schedule(self, total_timesteps: int) -> None:
-        """Fix the length of the epsilon schedule, unless it is fixed; `run_training` does so."""
-        if self._exploration_steps is None:
-            self._exploration_steps = epsilon_schedule(self.config, total_timesteps).steps
+        """Fix the lengths of the schedules of epsilon and of prioritised replay's beta, unless
+        they are fixed; `run_training` does so."""
+        schedules = epsilon_schedule, beta_schedule
+        for name, schedule in zip(self._lengths, schedules, strict=True):
+            if self._lengths[name] is None:
+                self._lengths[name] = schedule(self.config, total_timesteps).steps
         self._set_epsilon()
+
+    def _fixed(self) -> DQNConfig:
+        return dataclasses.replace(self.config, **self._lengths)
 
     def _set_epsilon(self) -> None:
         if not self._explores:
             return
-        config, step, length = self.config, self.learner.counts["steps"], self._exploration_steps
-        epsilon = 1.0
-        if length is not None and step >= config.learning_starts:
-            initial, final = config.exploration_initial_eps, config.exploration_final_eps
-            epsilon = LinearSchedule(initial, final, length)(step)
+        fixed = self._fixed()
+        schedule = None if fixed.exploration_steps is None else epsilon_schedule(fixed, 0)
+        epsilon = current_epsilon(fixed, schedule, self.learner.counts["steps"])
         self.policy.set_eps_training(epsilon)
+
+    def update(self, buffer: Any, sample_size: int | None) -> Any:
+        """One gradient step on transitions drawn from the buffer; see Tianshou's `update`.
+
+        Raises:
+            ValueError: the buffer cannot give what the algorithm needs.
+            NonFiniteError: a reward, an observation or the loss is NaN or infinite; the network is
+                as it was before.
+        """
+        self._check_buffer(buffer)
+        if self.config.prioritized_replay and self._lengths["priority_beta_steps"] is not None:
+            set_beta(buffer, beta_schedule(self._fixed(), 0)(self.learner.counts["steps"]))
+        return super().update(buffer, sample_size)
 
     def create_trainer(self, params: OffPolicyTrainerParams) -> DQNTrainer:
         """The trainer of `run_training`.
@@ -141,7 +185,7 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
             ValueError: the buffer or the collector cannot give what the algorithm needs.
         """
         collector = params.training_collector
-        _check_buffer(collector.buffer)
+        self._check_buffer(collector.buffer)
         if self._explores and not getattr(collector, "exploration_noise", True):
             raise rejected(
                 "exploration_noise",
@@ -150,8 +194,28 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
             )
         return DQNTrainer(self, params)
 
+    def _check_buffer(self, buffer: Any) -> None:
+        config, ours = self.config, isinstance(buffer, _Buffer)
+        if buffer.options.get("ignore_obs_next") and not ours:
+            raise ValueError(
+                "ignore_obs_next=True is not accepted: such a buffer of Tianshou's gives s itself "
+                "for the s' of a truncated or a newest step; ignore_obs_next must be False, or the "
+                f"buffer dqn_adapters.tianshou.{type(buffer).__name__}"
+            )
+        if config.frame_stack not in (None, buffer.stack_num):
+            raise rejected("stack_num", buffer.stack_num, f"frame_stack={config.frame_stack}")
+        if not config.prioritized_replay:
+            return
+        if not is_prioritized(buffer):
+            raise ValueError(
+                f"prioritized_replay=True, and {type(buffer).__name__} samples uniformly: the "
+                "buffer must be a prioritised one, such as PrioritizedVectorReplayBuffer"
+            )
+        if buffer.options["alpha"] != config.priority_alpha:
+            accepted = f"the priority_alpha={config.priority_alpha} of the algorithm"
+            raise rejected("alpha", buffer.options["alpha"], accepted)
+
     def _preprocess_batch(self, batch: Any, buffer: Any, indices: NDArray[Any]) -> Any:
-        _check_buffer(buffer)
         config, counts = self.config, self.learner.counts
         if self.model_old and config.target_update_unit != "updates" and not counts["steps"]:
             raise RuntimeError(
@@ -159,6 +223,20 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
                 f"{config.target_update_unit}, and none were counted: train by run_training or "
                 "call algorithm.count(steps=..., episodes=...) after collecting"
             )
+        if not isinstance(buffer, _Buffer):  # ours have looked at what they store
+            check_transitions(batch, indices, where="row")
+        batch.returns, batch.discounts, last = n_step_returns(
+            indices,
+            n_steps=config.n_steps,
+            gamma=config.gamma,
+            rewards=buffer.rew,
+            terminated=buffer.terminated,
+            successor=buffer.next,
+        )
+        if config.n_steps > 1:
+            batch.obs_next = next_of(buffer, last)
+        if config.n_steps > 1 or buffer.stack_num > 1:
+            batch.info = buffer.get(last, "info", stack_num=1)  # it came with s'
         return batch
 
     def _update_with_batch(self, batch: Any) -> DQNTrainingStats:
@@ -190,14 +268,13 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
             return None if values is None else torch.as_tensor(values, dtype=dtype, device=device)
 
         observations, _ = split_mask(batch.obs)
-        next_observations, masks = split_mask(batch.obs_next)
-        discounts = np.where(batch.terminated, 0.0, self.config.gamma)  # a time limit bootstraps
+        next_observations, masks = split_mask(batch.obs_next, batch.info)  # info came with s'
         return Transition(
             # As they are: a model of Tianshou converts its observations itself.
             observations=cast(Observations, observations),
             actions=tensor(batch.act, torch.int64),
-            rewards=tensor(batch.rew, torch.float32),
-            discounts=tensor(discounts, torch.float32),
+            rewards=tensor(batch.returns, torch.float32),
+            discounts=tensor(batch.discounts, torch.float32),
             next_observations=cast(Observations, next_observations),
             next_action_masks=tensor(masks, torch.bool),
             weights=tensor(getattr(batch, "weight", None), torch.float32),
@@ -208,7 +285,7 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
         policy = self.policy
         return {
             "counts": dict(self.learner.counts),
-            "exploration_steps": self._exploration_steps,
+            **self._lengths,
             "eps_training": policy.eps_training,
             "eps_inference": policy.eps_inference,
             "lr_schedulers": [scheduler.state_dict() for scheduler in self.lr_schedulers],
@@ -218,7 +295,7 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
     def set_extra_state(self, state: Any) -> None:
         """Restore what `get_extra_state` gave."""
         self.learner.counts.update(state["counts"])
-        self._exploration_steps = state["exploration_steps"]
+        self._lengths = {name: state[name] for name in self._lengths}
         self.policy.set_eps_training(state["eps_training"])
         self.policy.set_eps_inference(state["eps_inference"])
         for scheduler, saved in zip(self.lr_schedulers, state["lr_schedulers"], strict=True):
@@ -253,9 +330,6 @@ def _q_values(model: torch.nn.Module, observations: Observations) -> torch.Tenso
     return q_values
 
 
-def _check_buffer(buffer: Any) -> None:
-    if buffer.options.get("ignore_obs_next"):
-        raise ValueError(
-            "ignore_obs_next=True is not accepted: such a buffer gives s itself for the s' of a "
-            "truncated or a newest step; ignore_obs_next must be False"
-        )
+def _is_dueling(model: torch.nn.Module) -> bool:
+    heads = any(isinstance(module, DuelingHead) for module in model.modules())
+    return heads or bool(getattr(model, "use_dueling", False))  # of Tianshou's Net

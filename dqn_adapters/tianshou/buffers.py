@@ -1,4 +1,5 @@
-"""Tianshou's replay buffers, sampling by the experiment's seed and checking only what is new."""
+"""Tianshou's replay buffers: seeded, right about s' where only frames are kept, checking only what
+is new."""
 
 from __future__ import annotations
 
@@ -7,19 +8,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tianshou.data as host
 from numpy.typing import NDArray
+from tianshou.data import Batch
+
+from dqn_adapters.config import DQNConfig, rejected
+from dqn_adapters.finite import check_finite
 
 if TYPE_CHECKING:
     _Base = host.ReplayBuffer
 else:
     _Base = object
 
+Rows = NDArray[np.int64]
+
 
 class _Buffer(_Base):
-    """Mends two things of the buffer behind it in the method resolution order.
+    """Mends four things of the buffer behind it in the method resolution order.
 
     Its arguments are those of Tianshou's buffer, and `seed`: it decides which transitions are
     sampled, None draws fresh entropy. (Tianshou's uniform buffers draw from seed 42, whatever the
     experiment's seed; its prioritised ones from numpy's global state.)
+
+    With `ignore_obs_next=True` the s' of a row is the s of the next one; where there is none (the
+    episode ended, or the row is the newest) it is kept aside. With `stack_num` rows of which the
+    ring has overwritten a frame are not sampled.
     """
 
     _unchecked: set[int] | None = None  # rows that may hold a NaN; None: all of them
@@ -27,12 +38,15 @@ class _Buffer(_Base):
     def __init__(
         self, *args: Any, seed: int | np.random.SeedSequence | None = None, **kwargs: Any
     ) -> None:
+        self._aside: dict[int, Any] = {}  # s' of rows that no row follows; the newest frame of it
         super().__init__(*args, **kwargs)
         if not isinstance(seed, np.random.SeedSequence):
             seed = np.random.SeedSequence(seed)
         buffers = [self, *getattr(self, "buffers", ())]  # a vector buffer's parts draw too
         for buffer, child in zip(buffers, seed.spawn(len(buffers)), strict=True):
             buffer._random_state = np.random.RandomState(np.random.MT19937(child))
+        if np.diff(self.subbuffer_edges).min() < self.stack_num:
+            raise rejected("stack_num", self.stack_num, "at most the rows of one environment")
 
     def hasnull(self) -> bool:
         """Whether a value is missing or NaN; only rows that were not found sound are looked at."""
@@ -44,22 +58,102 @@ class _Buffer(_Base):
         self._unchecked = set()
         return False
 
-    def add(self, *args: Any, **kwargs: Any) -> Any:
-        """See Tianshou's `ReplayBuffer.add`."""
-        added = super().add(*args, **kwargs)
+    def add(self, batch: Any, buffer_ids: Any = None) -> Any:
+        """See Tianshou's `ReplayBuffer.add`.
+
+        Raises:
+            NonFiniteError: a reward or an observation is NaN or infinite; nothing is stored.
+            ValueError: `obs_next` is missing.
+        """
+        check_transitions(batch, buffer_ids)
+        added = super().add(batch, buffer_ids)
         if self._unchecked is not None:
             self._unchecked.update(added[0].tolist())
+        if not self._save_obs_next:
+            single = buffer_ids is None and not hasattr(self, "buffers")
+            self._keep_aside(added[0], [batch.obs_next] if single else batch.obs_next)
         return added
+
+    def _keep_aside(self, rows: Rows, following: Any) -> None:
+        start, stop, _ = self._parts(rows)
+        previous = np.where(rows == start, stop, rows) - 1
+        for i, (row, before) in enumerate(zip(rows.tolist(), previous.tolist(), strict=True)):
+            if not self.done[before]:
+                self._aside.pop(before, None)
+            self._aside[row] = following[i][-1] if self._save_only_last_obs else following[i]
+
+    def _parts(self, rows: Rows) -> tuple[Rows, Rows, Rows]:
+        """For rows the first row of their sub-buffer, the one behind its last, and its number."""
+        part = np.searchsorted(self.subbuffer_edges, rows, side="right") - 1
+        return self.subbuffer_edges[part], self.subbuffer_edges[part + 1], part
+
+    def __getitem__(self, index: Any) -> Any:
+        if self._save_obs_next or not isinstance(
+            index, slice | int | np.integer | list | np.ndarray
+        ):
+            return super().__getitem__(index)
+        if isinstance(index, slice):
+            everything = index == slice(None)
+            index = self.sample_indices(0) if everything else self._indices[: len(self)][index]
+        rows = np.atleast_1d(index)
+        if rows.dtype == np.bool_:
+            rows = np.flatnonzero(rows)
+        batch: Any = super().__getitem__(rows)
+        for i, row in enumerate(rows.tolist()):
+            if row in self._aside:
+                _set_next(batch.obs_next, i, batch.obs, self._aside[row], self.stack_num > 1)
+        return batch if np.ndim(index) else batch[0]
+
+    def sample_indices(self, batch_size: int | None) -> Any:
+        """See Tianshou's `ReplayBuffer.sample_indices`."""
+        indices = self._draw(batch_size)
+        if self.stack_num == 1:
+            return indices
+        if not batch_size or batch_size < 0:
+            return indices[~self._is_cut(indices)]
+        while (cut := self._is_cut(indices)).any():
+            indices[cut] = self._draw(batch_size)[: cut.sum()]
+        return indices
+
+    def _draw(self, batch_size: int | None) -> Any:
+        return super().sample_indices(batch_size)
+
+    def _is_cut(self, rows: Rows) -> NDArray[np.bool_]:
+        """Whether the ring has overwritten a frame of the rows' stacks."""
+        start, stop, part = self._parts(rows)
+        lengths = np.atleast_1d(getattr(self, "_lengths", len(self)))[part]
+        last = np.asarray(self.last_index)[part]
+        oldest = np.where(lengths < stop - start, -1, np.where(last + 1 == stop, start, last + 1))
+        cut = begun = np.zeros(len(rows), np.bool_)
+        for _ in range(self.stack_num - 1):
+            cut = cut | ((rows == oldest) & ~begun)
+            before = self.prev(rows)
+            begun = begun | (before == rows)
+            rows = before
+        return cut
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
         """See Tianshou's `ReplayBuffer.update`."""
+        self._refuse_unknown_next("update")
         self._unchecked = None
         return super().update(*args, **kwargs)
 
     def set_batch(self, *args: Any, **kwargs: Any) -> None:
         """See Tianshou's `ReplayBuffer.set_batch`."""
+        self._refuse_unknown_next("set_batch")
         self._unchecked = None
         super().set_batch(*args, **kwargs)
+
+    def save_hdf5(self, *args: Any, **kwargs: Any) -> None:
+        """See Tianshou's `ReplayBuffer.save_hdf5`."""
+        self._refuse_unknown_next("save_hdf5")
+        super().save_hdf5(*args, **kwargs)
+
+    def _refuse_unknown_next(self, name: str) -> None:
+        if not self._save_obs_next:
+            raise ValueError(
+                f"{name} knows no s' of final rows: ignore_obs_next must be False for it"
+            )
 
     def set_array_at_key(self, *args: Any, **kwargs: Any) -> None:
         """See Tianshou's `ReplayBuffer.set_array_at_key`."""
@@ -74,17 +168,21 @@ class _Buffer(_Base):
     def reset(self, *args: Any, **kwargs: Any) -> None:
         """See Tianshou's `ReplayBuffer.reset`."""
         self._unchecked = None
+        self._aside.clear()
         super().reset(*args, **kwargs)
 
 
 class _PrioritizedBuffer(_Buffer):
-    def sample_indices(self, batch_size: int | None) -> NDArray[Any]:
-        """See Tianshou's `PrioritizedReplayBuffer.sample_indices`."""
+    def _draw(self, batch_size: int | None) -> Any:
         if not batch_size or batch_size < 0 or not len(self):
-            return super().sample_indices(batch_size)
+            return super()._draw(batch_size)
         uniform = self._random_state.random_sample(batch_size)
-        indices: NDArray[Any] = self.weight.get_prefix_sum_idx(uniform * self.weight.reduce())
+        indices: Rows = self.weight.get_prefix_sum_idx(uniform * self.weight.reduce())
         return indices
+
+    def set_beta(self, beta: float) -> None:
+        """See Tianshou's `PrioritizedReplayBuffer.set_beta`; heeded in a vector buffer too."""
+        set_beta(self, beta)
 
 
 class ReplayBuffer(_Buffer, host.ReplayBuffer):
@@ -101,3 +199,94 @@ class PrioritizedReplayBuffer(_PrioritizedBuffer, host.PrioritizedReplayBuffer):
 
 class PrioritizedVectorReplayBuffer(_PrioritizedBuffer, host.PrioritizedVectorReplayBuffer):
     """Tianshou's `PrioritizedVectorReplayBuffer` with `seed=`."""
+
+
+def make_buffer(
+    config: DQNConfig,
+    num_envs: int,
+    *,
+    seed: int | np.random.SeedSequence | None = None,
+    **options: Any,
+) -> VectorReplayBuffer | PrioritizedVectorReplayBuffer:
+    """The buffer that a configuration asks for, over `num_envs` environments.
+
+    That is `buffer_size`, `prioritized_replay` with its alpha and beta, and `frame_stack`: every
+    frame is kept once, and stacked when it is sampled.
+
+    Args:
+        config: Hyper-parameters.
+        num_envs: Environments of the collector.
+        seed: Decides which transitions are sampled.
+        **options: Any other option of Tianshou's buffer.
+
+    Raises:
+        ValueError: `priority_alpha` is 0, which is uniform sampling, and Tianshou's prioritised
+            buffer does not know it.
+    """
+    if config.frame_stack is not None:
+        frames = {"save_only_last_obs": True, "ignore_obs_next": True}
+        options = {"stack_num": config.frame_stack, **frames, **options}
+    if not config.prioritized_replay:
+        return VectorReplayBuffer(config.buffer_size, num_envs, seed=seed, **options)
+    if config.priority_alpha == 0:
+        raise rejected("priority_alpha", 0.0, "> 0 in Tianshou; prioritized_replay=False is 0")
+    exponents = {"alpha": config.priority_alpha, "beta": config.priority_beta}
+    return PrioritizedVectorReplayBuffer(
+        config.buffer_size, num_envs, seed=seed, **exponents, **options
+    )
+
+
+def is_prioritized(buffer: Any) -> bool:
+    """Whether a buffer of Tianshou samples by priorities."""
+    return isinstance(buffer, host.PrioritizedReplayBuffer)
+
+
+def set_beta(buffer: Any, beta: float) -> None:
+    """Set the exponent of the importance weights.
+
+    A vector buffer of Tianshou's hands it to its parts, and goes on weighing by its own.
+    """
+    host.PrioritizedReplayBuffer.set_beta(buffer, beta)
+
+
+def next_of(buffer: Any, rows: Rows) -> Any:
+    """The next observations of rows, `(B, ...)`."""
+    return buffer.get(rows, "obs_next") if buffer._save_obs_next else buffer[rows].obs_next
+
+
+def break_off(buffer: Any) -> None:
+    """The running episodes are cut where they are: what is added next begins new ones.
+
+    A collector that is reset leaves them open, so that n-step returns, frame stacks and the
+    episodes' returns of Tianshou run on from one episode into the next.
+    """
+    if not len(buffer):
+        return
+    rows = buffer.unfinished_index()
+    buffer.truncated[rows] = buffer.done[rows] = True
+    for part in getattr(buffer, "buffers", [buffer]):
+        part._ep_return, part._ep_len, part._ep_start_idx = 0.0, 0, part._insertion_idx
+
+
+def check_transitions(batch: Any, rows: Any = None, *, where: str = "environment") -> None:
+    """Raise `NonFiniteError` if a reward or an observation of the batch is NaN or infinite."""
+    for name in ("rew", "obs", "obs_next"):
+        check_finite(name, plain(getattr(batch, name, None)), rows, where=where)
+
+
+def plain(values: Any) -> Any:
+    """A `Batch` as nested dictionaries, and any array as it is."""
+    if not isinstance(values, Batch):
+        return values
+    return {key: plain(values[key]) for key in values.get_keys()}
+
+
+def _set_next(obs_next: Any, i: int, obs: Any, frame: Any, stacked: bool) -> None:
+    """Set row i of s' to `frame`, behind all but the first frame of s if they are stacked."""
+    if isinstance(obs_next, Batch):
+        for key in obs_next.get_keys():
+            _set_next(obs_next[key], i, obs[key], frame[key], stacked)
+    elif stacked:
+        obs_next[i, :-1], obs_next[i, -1] = obs[i, 1:], frame
+    else:
+        obs_next[i] = frame

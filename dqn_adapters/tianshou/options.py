@@ -22,6 +22,14 @@ SCHEDULE = (
 )
 """The options that ask for an epsilon schedule; without one epsilon is what the user sets."""
 
+PRIORITIES = (
+    "priority_alpha",
+    "priority_beta",
+    "priority_beta_final",
+    "priority_beta_steps",
+)
+"""The options of prioritised replay."""
+
 _TARGET = ("target_update_interval", "target_update_unit", "tau", "target_update_freq")
 
 
@@ -30,6 +38,7 @@ class Options(TypedDict, total=False):
 
     variant: Variant
     gamma: float
+    n_steps: int
     tau: float
     target_update_interval: int
     target_update_unit: TargetUpdateUnit
@@ -41,6 +50,11 @@ class Options(TypedDict, total=False):
     exploration_final_eps: float
     exploration_fraction: float
     exploration_steps: int | None
+    prioritized_replay: bool
+    priority_alpha: float
+    priority_beta: float
+    priority_beta_final: float
+    priority_beta_steps: int | None
 
     n_step_return_horizon: int
     target_update_freq: int
@@ -65,23 +79,27 @@ def config_from_options(options: Mapping[str, Any]) -> DQNConfig:
             accepted = ", ".join(Options.__annotations__)
             raise TypeError(
                 f"DQN has no option {name!r}; it has {accepted}. Learning rate, batch size, buffer "
-                "size and update ratio belong to Tianshou's optim, trainer parameters and buffer"
+                "size and update ratio belong to Tianshou's optim, trainer parameters and buffer; "
+                "hidden layers and dueling to the policy's model"
             )
     _one_name(options, "variant", "is_double")
     _one_name(options, "target_update_interval", "target_update_freq")
     _one_name(options, "target_update_unit", "target_update_freq")
     _one_name(options, "loss", "huber_loss_delta")
     _one_name(options, "huber_delta", "huber_loss_delta")
-    if checked_int("n_step_return_horizon", options.get("n_step_return_horizon", 1), low=1) != 1:
-        raise ValueError(
-            f"n_step_return_horizon={options['n_step_return_horizon']} is not supported: "
-            "n_step_return_horizon must be 1"
-        )
+    _one_name(options, "n_steps", "n_step_return_horizon")
+    if "n_step_return_horizon" in options:
+        checked_int("n_step_return_horizon", options["n_step_return_horizon"], low=1)
+    unused = [name for name in PRIORITIES if name in options]
+    if unused and not options.get("prioritized_replay"):
+        raise ValueError(f"{', '.join(unused)}: write prioritized_replay=True beside it")
     values = {
         **TIANSHOU_DEFAULTS,
         **{name: value for name, value in options.items() if hasattr(DQNConfig, name)},
         "variant": _variant(options),
     }
+    if "n_step_return_horizon" in options:
+        values["n_steps"] = options["n_step_return_horizon"]
     if options.get("target_update_freq"):
         values["target_update_interval"] = options["target_update_freq"]
         values["target_update_unit"] = "updates"

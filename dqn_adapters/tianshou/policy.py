@@ -9,15 +9,31 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from tianshou.algorithm.modelfree.dqn import DiscreteQLearningPolicy
+from tianshou.data import Batch
 
 from dqn_adapters.config import rejected
+from dqn_adapters.environments import MASK, as_masks
 from dqn_adapters.exploration import check_action_masks, epsilon_greedy
+from dqn_adapters.targets import greedy_actions
 
 
-def split_mask(obs: Any) -> tuple[Any, NDArray[np.bool_] | None]:
-    """Observations and their action masks, by Tianshou's convention `Batch(obs=..., mask=...)`."""
-    mask = getattr(obs, "mask", None)
-    return getattr(obs, "obs", obs), None if mask is None else np.asarray(mask, np.bool_)
+def split_mask(obs: Any, info: Any = None) -> tuple[Any, NDArray[np.bool_] | None]:
+    """Observations and the masks of their legal actions `(B, A)`, or None.
+
+    Masks are `mask` beside `obs` in the observation (Tianshou's convention), `action_mask` in the
+    observation, where the network sees the rest and if one key is left its value alone, or
+    `action_mask` in the info that came with the observation.
+    """
+    seen, mask = obs, getattr(obs, "mask", None)
+    if mask is not None:
+        seen = obs.obs
+    elif (mask := getattr(obs, MASK, None)) is not None:
+        keys = [key for key in obs.get_keys() if key != MASK]
+        seen = obs[keys[0]] if len(keys) == 1 else Batch({key: obs[key] for key in keys})
+    else:
+        seen = getattr(obs, "obs", obs)
+        mask = getattr(info, MASK, None)
+    return seen, None if mask is None else as_masks(mask, np.shape(mask))
 
 
 class DQNPolicy(DiscreteQLearningPolicy[torch.nn.Module]):
@@ -66,6 +82,27 @@ class DQNPolicy(DiscreteQLearningPolicy[torch.nn.Module]):
         # Two streams: whether and how often one evaluates must not change the training.
         self._generators = [np.random.default_rng(child) for child in seed.spawn(2)]
 
+    def forward(
+        self, batch: Any, state: Any | None = None, model: torch.nn.Module | None = None
+    ) -> Any:
+        """Greedy legal actions.
+
+        Args:
+            batch: `obs` and `info`, of B environments.
+            state: Hidden state of a recurrent model.
+            model: Called in place of the policy's own.
+
+        Returns:
+            A `Batch` of `act` `(B,)`, `logits` (the Q-values of the model) `(B, A)` and `state`.
+
+        Raises:
+            ValueError: a mask has another shape, or a row allows no action.
+        """
+        obs, mask = split_mask(batch.obs, batch.get("info"))
+        logits, hidden = (model or self.model)(obs, state=state, info=batch.get("info"))
+        act = greedy_actions(self.compute_q_value(logits, mask)).cpu().numpy()
+        return Batch(logits=logits, act=act, state=hidden)
+
     def compute_q_value(self, logits: torch.Tensor, mask: NDArray[Any] | None) -> torch.Tensor:
         """The Q-values `(B, A)`, -inf where an action is illegal.
 
@@ -90,7 +127,7 @@ class DQNPolicy(DiscreteQLearningPolicy[torch.nn.Module]):
             num_envs=len(act),
             num_actions=int(self.action_space.n),
             generator=self._generators[training],
-            action_masks=split_mask(batch.obs)[1],
+            action_masks=split_mask(batch.obs, batch.get("info"))[1],
         )
 
     def map_action(self, act: Any) -> NDArray[Any]:

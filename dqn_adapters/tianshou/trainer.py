@@ -10,6 +10,8 @@ from tianshou.data.collector import BaseCollector
 from tianshou.trainer import OffPolicyTrainer, OffPolicyTrainerParams
 
 from dqn_adapters.config import DQNConfig, checked_int
+from dqn_adapters.finite import NonFiniteError
+from dqn_adapters.tianshou.buffers import break_off
 
 if TYPE_CHECKING:
     from dqn_adapters.tianshou.algorithm import DQN
@@ -61,10 +63,16 @@ class DQNTrainer(OffPolicyTrainer):
         """Begin the training; see Tianshou's `Trainer.reset`."""
         self._samples = self._updates = 0
         self.algorithm.start_schedule(self.params.max_epochs * self.params.epoch_num_steps)
+        if reset_collectors:
+            break_off(self.params.training_collector.buffer)
         super().reset(reset_collectors, reset_collector_buffers)
 
     def _collect_training_data(self) -> CollectStats:
-        stats = super()._collect_training_data()
+        steps = self.algorithm.learner.counts["steps"]
+        try:
+            stats = super()._collect_training_data()
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error} (while collecting after step {steps})") from error
         self.algorithm.count(steps=stats.n_collected_steps, episodes=stats.n_collected_episodes)
         return stats
 

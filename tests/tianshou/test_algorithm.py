@@ -18,6 +18,7 @@ from tianshou.algorithm.optim import AdamOptimizerFactory, LRSchedulerFactoryLin
 from tianshou.data import Batch, Collector
 from tianshou.data import PrioritizedReplayBuffer as HostPrioritizedReplayBuffer
 from tianshou.data import ReplayBuffer as HostReplayBuffer
+from tianshou.data import VectorReplayBuffer as HostVectorReplayBuffer
 from tianshou.env import DummyVectorEnv
 from tianshou.trainer import OffPolicyTrainerParams
 from tianshou.utils.net.common import Net
@@ -469,15 +470,16 @@ def test_an_update_without_counted_steps_is_an_error_where_the_period_needs_them
     update(ours(Table([0.0, 0.0], [1.0, 2.0]), target_update_freq=5), transition())
 
 
-def test_a_buffer_without_next_observations_is_refused() -> None:
+def test_a_buffer_of_the_host_without_next_observations_is_refused() -> None:
     """T9: of a truncated step Tianshou's buffer gives s itself as s'."""
     buffer = HostReplayBuffer(4, ignore_obs_next=True)
     buffer.add(transition(truncated=True))
     assert buffer[np.array([0])].obs_next == 0  # and not 1
     algorithm, collector = make()
-    with pytest.raises(ValueError, match="ignore_obs_next must be False"):
+    message = r"ignore_obs_next must be False, or the buffer dqn_adapters\.tianshou\.ReplayBuffer"
+    with pytest.raises(ValueError, match=message):
         update(ours(Table([0.0, 0.0], [1.0, 2.0]), variant="vanilla"), buffer=buffer)
-    collector.buffer = VectorReplayBuffer(10, 1, ignore_obs_next=True)
+    collector.buffer = HostVectorReplayBuffer(10, 1, ignore_obs_next=True)
     with pytest.raises(ValueError, match="ignore_obs_next must be False"):
         run(algorithm, collector, 10)
 

@@ -14,6 +14,7 @@ from tianshou.algorithm.modelfree.dqn import DiscreteQLearningPolicy
 from tianshou.data import Batch
 from tianshou.utils.torch_utils import policy_within_training_step
 
+from dqn_adapters.finite import NonFiniteError
 from dqn_adapters.tianshou import (
     DQNPolicy,
     PrioritizedReplayBuffer,
@@ -162,7 +163,9 @@ def test_a_nan_is_found_wherever_it_comes_in(make: Any) -> None:
     buffer = fill(make(), steps=3)
     n = getattr(buffer, "buffer_num", 1)
     assert not buffer.hasnull()
-    buffer.add(step(n, np.nan), buffer_ids=list(range(n)))
+    broken = step(n)
+    broken.info = np.array([{"speed": np.nan}] * n)
+    buffer.add(broken, buffer_ids=list(range(n)))
     assert buffer.hasnull()
     assert buffer.hasnull()  # as long as it is there
     buffer.reset()
@@ -170,6 +173,22 @@ def test_a_nan_is_found_wherever_it_comes_in(make: Any) -> None:
     assert not buffer.hasnull()
     buffer.set_array_at_key(np.full(40, np.nan), "rew")
     assert buffer.hasnull()
+
+
+@pytest.mark.parametrize("make", BUFFERS)
+def test_a_reward_or_observation_that_is_not_finite_is_named_and_not_stored(make: Any) -> None:
+    buffer = fill(make(), steps=3)
+    n, size = getattr(buffer, "buffer_num", 1), len(buffer)
+    broken = step(n)
+    broken.rew = np.full(n, np.inf)
+    for batch, message in (
+        (step(n, np.nan), r"obs of environment 0 is nan, at index \(0,\)"),
+        (broken, "rew of environment 0 is inf; it must be finite"),
+    ):
+        with pytest.raises(NonFiniteError, match=message):
+            buffer.add(batch, buffer_ids=list(range(n)))
+    assert len(buffer) == size
+    assert not buffer.hasnull()
 
 
 def test_only_new_rows_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,68 @@
+"""A network for Tianshou users: the core's, called as a model of Tianshou is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from dqn_adapters.environments import MASK
+from dqn_adapters.networks import QNetwork
+from dqn_adapters.tianshou.policy import split_mask
+from dqn_adapters.transition import to_tensors
+
+
+class QNet(torch.nn.Module):
+    """The core's `QNetwork` as `model(obs, state=, info=) -> (Q-values, state)`.
+
+    Any observation space of the core, Dict included: images of uint8 go through the Nature CNN,
+    Discrete is one-hot, and so on; see `networks.Encoder`.
+
+    Args:
+        observation_space: Of one environment. Where it carries the mask of legal actions (`mask`
+            beside `obs`, or `action_mask`), the network is over the rest.
+        num_actions: A.
+        hidden_sizes: Units of the hidden layers behind the encoder.
+        dueling: Split the head into V and A (Wang et al. 2016).
+
+    Raises:
+        ValueError: the observation space is not supported.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        num_actions: int,
+        hidden_sizes: Sequence[int] = (64, 64),
+        *,
+        dueling: bool = False,
+    ) -> None:
+        super().__init__()
+        self.observation_space = without_mask(observation_space)
+        self.network = QNetwork(self.observation_space, num_actions, hidden_sizes, dueling=dueling)
+
+    def forward(self, obs: Any, state: Any = None, info: Any = None) -> tuple[torch.Tensor, Any]:
+        """Observations `(B, ...)`, arrays or a `Batch` of them, to Q-values `(B, A)`."""
+        device = next(self.parameters()).device
+        return self.network(to_tensors(self._arrays(obs), device)), state
+
+    def _arrays(self, obs: Any) -> Any:
+        seen, _ = split_mask(obs)  # a policy of Tianshou's passes them all
+        if isinstance(self.observation_space, spaces.Dict):
+            return {key: np.asarray(seen[key]) for key in self.observation_space.spaces}
+        return np.asarray(seen)
+
+
+def without_mask(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """What the network sees of an observation space; see `policy.split_mask`."""
+    if not isinstance(space, spaces.Dict):
+        return space
+    if set(space.spaces) == {"obs", "mask"}:
+        return space["obs"]
+    if MASK not in space.spaces:
+        return space
+    rest = {key: part for key, part in space.spaces.items() if key != MASK}
+    return next(iter(rest.values())) if len(rest) == 1 else spaces.Dict(rest)
