@@ -21,7 +21,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from dqn_adapters.benchmark import systems as systems_
 from dqn_adapters.benchmark.executor import Event, Failed, Finished, Progressed, Started, execute
@@ -63,7 +63,15 @@ RESULTS = Path("results")
 @app.command("list")
 def list_() -> None:
     """Show the suites and the systems."""
-    suites = Table("suite", "environments", "systems", "seeds", "steps", "what it is", box=None)
+    suites = Table(
+        Column("suite", no_wrap=True),
+        "environments",
+        "systems",
+        "seeds",
+        "steps",
+        "what it is",
+        box=None,
+    )
     for name in sorted(find_suites()):
         try:
             suite = load_suite(name)
@@ -76,11 +84,11 @@ def list_() -> None:
             str(len(suite.systems)),
             str(len(suite.seeds)),
             f"{suite.total_timesteps:,}",
-            escape(suite.description),
+            escape(suite.description.partition(". ")[0]),
         )
     out.print(suites)
     out.print()
-    table = Table("system", "implementation", "variant", "", box=None)
+    table = Table(Column("system", no_wrap=True), "implementation", "variant", "", box=None)
     for system in systems_.SYSTEMS:
         missing = system.missing()
         table.add_row(

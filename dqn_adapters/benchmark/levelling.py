@@ -13,6 +13,21 @@ from typing import Any
 from dqn_adapters.config import DQNConfig
 from dqn_adapters.exploration import LinearSchedule, epsilon_schedule
 
+LEVELLED = (
+    *("variant", "learning_rate", "adam_eps", "buffer_size", "learning_starts", "batch_size"),
+    *("gamma", "tau", "train_freq", "gradient_steps"),
+    *("target_update_interval", "target_update_unit"),
+    *("exploration_initial_eps", "exploration_final_eps", "exploration_fraction"),
+    *("exploration_steps", "loss", "huber_delta", "max_grad_norm", "hidden_sizes"),
+)
+"""Fields of `DQNConfig` that are brought to the hosts here."""
+
+
+def unlevelled(config: DQNConfig) -> list[str]:
+    """Fields that are set to something else than their default, and are not levelled."""
+    values, defaults = config.to_dict(), DQNConfig().to_dict()
+    return [name for name in values if name not in LEVELLED and values[name] != defaults[name]]
+
 
 def sb3_arguments(config: DQNConfig, total_timesteps: int) -> dict[str, Any]:
     """Arguments of `stable_baselines3.DQN`, which `dqn_adapters.sb3.DQN` takes as well."""
@@ -46,6 +61,7 @@ def sb3_adapter_arguments(config: DQNConfig, total_timesteps: int) -> dict[str, 
         "variant": config.variant,
         "loss": config.loss,
         "huber_delta": config.huber_delta,
+        "target_update_unit": config.target_update_unit,
     }
 
 
@@ -158,7 +174,7 @@ def levelling_table(config: DQNConfig, total_timesteps: int) -> list[Row]:
         row(
             "Target period",
             f"{_show(ours, 'target_update_interval')} {config.target_update_unit}",
-            f"{_show(sb3, 'target_update_interval')} {config.target_update_unit}",
+            f"{_show(sb3, 'target_update_interval')} {sb3['target_update_unit']}",
             f"{_show(host.algorithm, 'target_update_freq')} gradient updates",
             note="The same number of steps. Tianshou's own DQN counts from the first update, the "
             "others from the first step, so the copies fall on other moments.",
@@ -236,6 +252,10 @@ def levelling_table(config: DQNConfig, total_timesteps: int) -> list[Row]:
             f"net_arch={sb3['policy_kwargs']['net_arch']}, ReLU",
             f"Net(hidden_sizes={list(host.hidden_sizes)}), ReLU",
             tianshou=f"Net(hidden_sizes={list(host.hidden_sizes)}), ReLU",
+        ),
+        *(
+            Row(name, {"native": _show(ours, name)}, "Set for the native agent only.")
+            for name in unlevelled(config)
         ),
         row(
             "Initialisation",

@@ -392,9 +392,9 @@ def _summary(
         f"steps under one levelled configuration, with {seeds} "
         f"{'seed' if counts == [1] else 'seeds'} each. "
         + (
-            f"All {finished} runs are finished."
+            f"All {_count(finished, 'run')} finished."
             if not missing
-            else f"{finished} runs are finished, {missing} are missing."
+            else f"{_count(finished, 'run')} finished, {missing} missing."
         )
     )
     if counts[0] < MIN_SAMPLES:
@@ -413,11 +413,15 @@ def _summary(
         ranked = sorted(each.systems, key=lambda system: system.area.mean)
         lowest, highest = ranked[0], ranked[-1]
         start = {round(run.scores[0], 9) for system in each.systems for run in system.runs}
-        yield (
-            f"On {each.id} the mean greedy return over the training is highest for "
-            f"{highest.name}, {_estimate(highest.area)}, and lowest for {lowest.name}, "
-            f"{_estimate(lowest.area)}. Untrained networks score {_span(start)}."
-        )
+        text = f"On {each.id} the mean greedy return over the training is "
+        if lowest is highest:
+            text += f"{_estimate(highest.area)} for {highest.name}"
+        else:
+            text += (
+                f"highest for {highest.name}, {_estimate(highest.area)}, and lowest for "
+                f"{lowest.name}, {_estimate(lowest.area)}"
+            )
+        yield f"{text}. Untrained networks score {_span(start)}."
         if text := _variant_means(each.systems):
             yield text
         if text := _worse_than_untrained(each.systems):
@@ -452,7 +456,7 @@ def _worse_than_untrained(found: Sequence[SystemResult]) -> str:
     worse = {
         system.name: sum(run.scores[-1] <= run.scores[0] for run in system.runs) for system in found
     }
-    names = [f"{name} ({count} of them)" for name, count in worse.items() if count]
+    names = [f"{name} ({count})" for name, count in worse.items() if count]
     if not names:
         return "Every run ends above its untrained score."
     runs = sum(len(system.runs) for system in found)

@@ -126,15 +126,16 @@ def train(
 
 def _train_native(run: RunSpec, recorder: Recorder) -> int:
     from dqn_adapters import DQNAgent
-    from dqn_adapters.networks import MLP, seeded_initialization
+    from dqn_adapters.networks import seeded_initialization
 
-    environment = recorder.environment()
-    agent = DQNAgent(environment, run.config, seed=run.seeds.agent, device="cpu")
+    agent = DQNAgent(recorder.environment(), run.config, seed=run.seeds.agent, device="cpu")
     # The hosts initialise from torch's global stream: the same draws here pair the networks.
     with seeded_initialization(run.seeds.agent):
-        network = MLP(agent.observation_space, int(agent.action_space.n), run.config.hidden_sizes)
-    for module in (agent.learner.q_net, agent.learner.target_net):
-        module.load_state_dict(network.state_dict())
+        for module in agent.q_net.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+    agent.learner.target_net.load_state_dict(agent.q_net.state_dict())
 
     def greedy(observations: NDArray[Any]) -> NDArray[Any]:
         return np.asarray(agent.predict(observations))
@@ -306,14 +307,25 @@ def _entry_point(name: str) -> Train:
     return trained
 
 
-def _steps_only(config: DQNConfig) -> list[str]:
-    if config.target_update_unit == "steps":
-        return []
-    return [f"target_update_unit={config.target_update_unit!r}; it is levelled in 'steps' only"]
+def _host_limits(config: DQNConfig) -> list[str]:
+    return [
+        f"{name}={getattr(config, name)!r}; the harness sets {name} for the native agent only"
+        for name in levelling.unlevelled(config)
+    ]
+
+
+def _reference_limits(config: DQNConfig) -> list[str]:
+    problems = _host_limits(config)
+    if config.target_update_unit != "steps":
+        problems.append(
+            f"target_update_unit={config.target_update_unit!r}; "
+            "against the hosts' own DQN the period is levelled in 'steps' only"
+        )
+    return problems
 
 
 def _sb3_reference_limits(config: DQNConfig) -> list[str]:
-    problems = _steps_only(config)
+    problems = _reference_limits(config)
     if config.loss != "huber" or config.huber_delta != 1.0:
         problems.append(
             f"loss={config.loss!r} with huber_delta={config.huber_delta}; "
@@ -323,7 +335,7 @@ def _sb3_reference_limits(config: DQNConfig) -> list[str]:
 
 
 def _tianshou_reference_limits(config: DQNConfig) -> list[str]:
-    problems = _steps_only(config)
+    problems = _reference_limits(config)
     if config.target_update_interval * config.gradient_steps % config.train_freq:
         problems.append(
             f"target_update_interval={config.target_update_interval} steps are not a whole number "
@@ -344,6 +356,7 @@ SYSTEMS: tuple[System, ...] = (
             variant,
             partial(_train_sb3, reference=False),
             ("stable_baselines3", "sb3"),
+            _host_limits,
         )
         for variant in VARIANTS
     ),
@@ -362,6 +375,7 @@ SYSTEMS: tuple[System, ...] = (
             variant,
             _train_tianshou,
             ("tianshou", "tianshou"),
+            _host_limits,
         )
         for variant in VARIANTS
     ),

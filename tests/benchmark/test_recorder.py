@@ -1,0 +1,182 @@
+import dataclasses
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dqn_adapters import DQNConfig
+from dqn_adapters.benchmark import EnvironmentSpec, EvaluationSpec, Recorder, RunSpec
+from dqn_adapters.benchmark import recorder as module
+from dqn_adapters.benchmark.recorder import evaluate, make_environment
+
+RUN = RunSpec(
+    environment=EnvironmentSpec("CartPole-v1", max_episode_steps=50),
+    system="a-system",
+    config=DQNConfig(train_freq=4),
+    total_timesteps=20,
+    evaluation=EvaluationSpec((0, 12, 20), 3),
+    root_seed=0,
+    seed_index=0,
+)
+
+
+def follow_the_pole(observations: NDArray[Any]) -> NDArray[Any]:
+    return (observations[:, 2] + observations[:, 3] > 0).astype(np.int64)
+
+
+def one_episode(seed: int) -> tuple[float, int]:
+    environment = gym.make("CartPole-v1", max_episode_steps=50)
+    observation, _ = environment.reset(seed=seed)
+    total, length = 0.0, 0
+    while True:
+        action = int(follow_the_pole(observation[None])[0])
+        observation, reward, terminated, truncated, _ = environment.step(action)
+        total += float(reward)
+        length += 1
+        if terminated or truncated:
+            return total, length
+
+
+def test_batched_evaluation_is_the_episodes_one_by_one() -> None:
+    batches = []
+
+    def greedy(observations: NDArray[Any]) -> NDArray[Any]:
+        batches.append(len(observations))
+        return follow_the_pole(observations)
+
+    seeds = [11, 12, 13, 14, 15]
+    environments = [make_environment(RUN.environment) for _ in seeds]
+    returns, lengths = evaluate(greedy, environments, seeds)
+    alone = [one_episode(seed) for seed in seeds]
+    assert list(zip(returns, lengths, strict=True)) == alone
+    # One call per step, with the episodes that still run.
+    assert batches == [sum(length > step for _, length in alone) for step in range(max(lengths))]
+    # The environments can be used again: the seeds decide.
+    assert evaluate(greedy, environments, seeds) == (returns, lengths)
+
+
+def train(recorder: Recorder, *, steps: int = 20, reset_seed: int | None = 5) -> list[Any]:
+    environment = recorder.environment()
+    seen = [environment.reset(seed=reset_seed)[0]]
+    recorder.start(follow_the_pole)
+    for step in range(steps):
+        observation, _, terminated, truncated, _ = environment.step(step % 2)
+        seen.append(observation)
+        if terminated or truncated:
+            seen.append(environment.reset(seed=reset_seed)[0])
+        recorder.observe()
+    return seen
+
+
+def test_evaluations_happen_when_due_in_their_own_environments() -> None:
+    recorder = Recorder(RUN)
+    seen = train(recorder)
+    recorder.finish()
+    assert [each.timestep for each in recorder.evaluations] == [0, 12, 20]
+    for point, each in enumerate(recorder.evaluations):
+        expected = [one_episode(seed) for seed in RUN.evaluation_seeds(point)]
+        assert list(zip(each.returns, each.lengths, strict=True)) == expected
+
+    unevaluated = Recorder(dataclasses.replace(RUN, evaluation=EvaluationSpec((0, 20), 1)))
+    np.testing.assert_array_equal(seen, train(unevaluated))  # training does not notice
+
+
+def test_the_run_seeds_the_training_environment_whatever_the_library_does() -> None:
+    first, second = train(Recorder(RUN), reset_seed=5), train(Recorder(RUN), reset_seed=None)
+    np.testing.assert_array_equal(first, second)
+    other = train(Recorder(dataclasses.replace(RUN, seed_index=1)))
+    assert not np.array_equal(first[0], other[0])
+
+
+def test_a_second_episode_starts_elsewhere() -> None:
+    recorder = Recorder(RUN)
+    environment = recorder.environment()
+    before = environment.reset(seed=5)[0]
+    environment.step(0)
+    assert not np.array_equal(before, environment.reset(seed=5)[0])
+
+
+def test_training_episodes_are_recorded() -> None:
+    recorder = Recorder(RUN)
+    environment = recorder.environment()
+    environment.reset()
+    recorder.start(follow_the_pole)
+    lengths, length = [], 0
+    for _ in range(20):
+        terminated = environment.step(1)[2]  # falls over in about ten steps
+        recorder.observe()
+        length += 1
+        if terminated:
+            lengths.append(length)
+            length = 0
+            environment.reset()
+    assert lengths
+    assert [each.length for each in recorder.episodes] == lengths
+    assert [each.episode_return for each in recorder.episodes] == [float(n) for n in lengths]
+    assert [each.timestep for each in recorder.episodes] == np.cumsum(lengths).tolist()
+
+
+def test_evaluation_is_off_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now)
+
+    def slow(observations: NDArray[Any]) -> NDArray[Any]:
+        nonlocal now
+        now += 1000.0
+        return follow_the_pole(observations)
+
+    recorder = Recorder(RUN)
+    environment = recorder.environment()
+    environment.reset()
+    now += 500.0  # building an agent is not training
+    recorder.start(slow)
+    for step in range(20):
+        now += 1.0
+        if environment.step(step % 2)[2]:
+            environment.reset()
+        recorder.observe()
+    now += 0.5
+    assert recorder.finish() == 20.5
+    assert recorder.evaluation_seconds == [0.0, 12.0, 20.0]
+
+
+def test_progress_is_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now)
+    told: list[int] = []
+    run = dataclasses.replace(RUN, total_timesteps=1000, evaluation=EvaluationSpec((0, 1000), 1))
+    recorder = Recorder(run, told.append)
+    environment = recorder.environment()
+    environment.reset()
+    recorder.start(follow_the_pole)
+    for _ in range(1000):
+        now += 0.001
+        if environment.step(0)[2]:
+            environment.reset()
+    assert told == [64, 320, 576, 832]
+
+
+def test_a_system_that_does_not_observe_is_told() -> None:
+    recorder = Recorder(RUN)
+    environment = recorder.environment()
+    environment.reset()
+    recorder.start(follow_the_pole)
+    for step in range(20):
+        if environment.step(step % 2)[2]:
+            environment.reset()
+    with pytest.raises(RuntimeError, match="did not call observe.. between environment steps 12"):
+        recorder.observe()
+
+
+def test_a_system_that_trains_too_little_is_told() -> None:
+    recorder = Recorder(RUN)
+    train(recorder, steps=16)
+    with pytest.raises(RuntimeError, match="trained for 16 environment steps instead of 20"):
+        recorder.finish()
+
+
+def test_a_system_that_never_starts_is_told() -> None:
+    with pytest.raises(RuntimeError, match=r"never called start\(\)"):
+        Recorder(RUN).finish()

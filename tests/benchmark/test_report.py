@@ -1,0 +1,236 @@
+import dataclasses
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmark.conftest import suite_text
+
+from dqn_adapters.benchmark import Evaluation, RunSpec, Suite, load_suite
+from dqn_adapters.benchmark.recorder import Episode
+from dqn_adapters.benchmark.report import ReportError, collect, write_report
+from dqn_adapters.benchmark.store import Failure, RunResult, Store, Timing
+from dqn_adapters.benchmark.systems import SYSTEMS
+
+Make = Callable[..., Suite]
+
+
+def result(run: RunSpec, score: Callable[[RunSpec, int], float], seconds: float = 2.0) -> RunResult:
+    timesteps = run.evaluation.timesteps
+    return RunResult(
+        run=run,
+        evaluations=tuple(
+            Evaluation(step, (score(run, step), score(run, step) + 2.0), (5, 7))
+            for step in timesteps
+        ),
+        episodes=(Episode(9, 9.0, 9),),
+        timing=Timing(seconds, tuple(np.linspace(0, seconds, len(timesteps))), 24),
+        versions={"python": "3.11", "torch": "2.13.0"},
+        machine={
+            "system": "Linux x86_64",
+            "processor": "A & B <fast>",
+            "cores": 2,
+            "threads": 2,
+            "memory_gib": 8.0,
+        },
+        workers=2,
+    )
+
+
+def rising(run: RunSpec, step: int) -> float:
+    return 9.0 + step + 10 * run.seed_index
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "results", "small")
+
+
+def fill(suite: Suite, store: Store, score: Callable[[RunSpec, int], float] = rising) -> None:
+    for run in suite.runs():
+        store.save(result(run, score))
+
+
+class Page(HTMLParser):
+    """What is on a page, and what it refers to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("href", "src", "xlink:href", "data", "action"):
+                self.references.append(value or "")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page with every built-in system."""
+    folder: Path = tmp_path_factory.mktemp("full")
+    path = folder / "small.toml"
+    path.write_text(suite_text([system.name for system in SYSTEMS]))
+    suite, store = load_suite(str(path)), Store(folder, "small")
+    fill(suite, store)
+    return write_report(suite, store, folder / "out", asked_as="small.toml")
+
+
+def test_the_page_has_every_system_and_opens_offline(full: Path) -> None:
+    page = Page(full)
+    for system in SYSTEMS:
+        assert system.name in page.text
+    for implementation in ("native", "SB3 adapter", "Tianshou's own DQN"):
+        assert implementation in page.text
+    assert "dqn-bench run small.toml" in page.text
+    assert "torch 2.13.0" in page.text
+    assert "A & B <fast>" in page.text  # escaped
+
+    # Nothing is fetched, nothing is executed, every reference is in the page.
+    assert not re.search(r"https?:|//\w|@import|url\((?!#)", page.source)
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    assert len(page.ids) == len(set(page.ids))
+    assert page.references
+    assert all(reference[0] == "#" and reference[1:] in page.ids for reference in page.references)
+    clips = re.findall(r"url\(#([^)]+)\)", page.source)
+    assert clips
+    assert set(clips) <= set(page.ids)
+    # Three panels by family, three by variant, two of scores, one of throughput.
+    assert page.tags.count("svg") == 9
+    assert page.source.count('role="img"') == 9
+
+
+def test_the_markdown_says_the_same_and_has_its_pictures(full: Path) -> None:
+    text = full.with_suffix(".md").read_text()
+    for system in SYSTEMS:
+        assert f"| {system.name} | 2 |" in text
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
+    assert len(pictures) == 9
+    for name in pictures:
+        assert (full.parent / name).read_text().startswith("<svg")
+    tables = [block for block in text.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 4
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def test_the_numbers_are_those_of_the_runs(make_suite: Make, store: Store) -> None:
+    suite = make_suite(["sb3-target", "sb3-reference"])  # steps 0, 32, 64
+    for run in suite.runs():
+        factor = 2.0 if run.system == "sb3-target" else 1.0
+        store.save(
+            result(run, lambda run, step, f=factor: f * rising(run, step), seconds=4.0 / factor)
+        )
+    report = collect(suite, store, asked_as="small.toml")
+    adapter, reference = report.environments[0].systems
+    # Seed 0: returns s and s + 2 at 9, 41, 73: scores 10, 42, 74, whose area is 42.
+    assert reference.area.samples == (42.0, 52.0)
+    assert reference.final.samples == (74.0, 84.0)
+    assert reference.final.mean == 79.0
+    assert adapter.area.samples == (83.0, 103.0)
+    assert reference.steps_per_second.mean == 16.0
+    assert adapter.updates_per_second.mean == 12.0
+    (difference,) = report.environments[0].differences
+    assert (difference.adapter, difference.reference) == ("sb3-target", "sb3-reference")
+    assert difference.area.samples == (41.0, 51.0)
+    assert difference.speed == 2.0
+    summary = " ".join(report.summary)
+    assert "highest for sb3-target, 93.0 (83.0 to 103.0)" in summary
+    assert "lowest for sb3-reference, 47.0 (42.0 to 52.0)" in summary
+    assert "sb3-target is 2.00 times as fast" in summary
+
+
+def test_few_seeds_get_ranges_and_many_get_intervals(make_suite: Make, store: Store) -> None:
+    suite = make_suite(["native-double"])
+    fill(suite, store)
+    report = collect(suite, store, asked_as="small")
+    assert not report.intervals
+    assert "no honest confidence interval" in " ".join(report.summary)
+
+    more = suite.replace_seeds(6)
+    fill(more, store)
+    report = collect(suite, store, asked_as="small")  # seeds beyond the suite's count too
+    assert report.intervals
+    assert "95% confidence intervals" in " ".join(report.summary)
+    assert report.commands[0] == "dqn-bench run small --seeds 6"
+    assert report.seeds == {"native-double": "0 to 5"}
+
+
+def test_what_is_missing_and_why_is_listed(make_suite: Make, store: Store, tmp_path: Path) -> None:
+    suite = make_suite(["native-double", "native-target"])
+    runs = suite.runs()
+    store.save(result(runs[0], rising))
+    store.save_failure(Failure(runs[1], "ValueError: <cheese> | more\nlines", "Traceback"))
+    page = write_report(suite, store, tmp_path / "out", asked_as="small")
+    text = Page(page).text
+    assert "3 runs of the suite are missing" in text
+    assert f"{runs[1].system}, seed 0: failed, ValueError: <cheese> | more lines" in text
+    assert "not run" in text
+    markdown = page.with_suffix(".md").read_text()
+    assert "failed, ValueError: <cheese> \\| more lines" in markdown
+    assert "1 run finished, 3 missing." in markdown
+
+
+def test_runs_that_did_not_learn_are_named(make_suite: Make, store: Store) -> None:
+    suite = make_suite(["native-double", "native-vanilla"])
+    fill(suite, store, lambda run, step: 9.0 if run.config.variant == "vanilla" else 9.0 + step)
+    summary = " ".join(collect(suite, store, asked_as="small").summary)
+    assert "2 of 4 runs end no higher than they began, untrained: native-vanilla (2" in summary
+
+
+def test_another_configuration_in_the_folder_is_left_out_and_said(
+    make_suite: Make, store: Store, tmp_path: Path
+) -> None:
+    suite = make_suite(["native-double"])
+    fill(suite, store)
+    changed = dataclasses.replace(suite, config=dataclasses.replace(suite.config, gamma=0.5))
+    fill(changed, store, lambda run, step: 1e6)
+    page = write_report(suite, store, tmp_path / "out", asked_as="small")
+    report = collect(suite, store, asked_as="small")
+    assert (report.finished, report.foreign) == (2, 2)
+    assert report.environments[0].systems[0].final.mean == 79.0
+    text = Page(page).text
+    assert "2 runs in the folder belong to another configuration and are left out" in text
+
+
+def test_nothing_to_report_is_an_error(make_suite: Make, store: Store, tmp_path: Path) -> None:
+    suite = make_suite(["native-double"])
+    with pytest.raises(ReportError, match="no run of suite 'small' is finished.*dqn-bench run"):
+        write_report(suite, store, tmp_path / "out", asked_as="small.toml")
+    other = dataclasses.replace(suite, root_seed=1)
+    fill(other, store)
+    with pytest.raises(ReportError, match="the 2 finished runs there belong to another config"):
+        write_report(suite, store, tmp_path / "out", asked_as="small.toml")
+    assert not (tmp_path / "out").exists()
+
+
+def test_systems_of_users_get_a_panel_of_their_own(
+    make_suite: Make, store: Store, tmp_path: Path
+) -> None:
+    suite = make_suite(["learns", "native-double"])
+    fill(suite, store)
+    text = Page(write_report(suite, store, tmp_path / "out", asked_as="small")).text
+    assert "benchmark.fake_systems:learns" in text
+    assert "Your systems" in text
+
+
+def test_the_same_results_give_the_same_pictures(make_suite: Make, store: Store) -> None:
+    suite = make_suite(["native-double", "sb3-reference"])
+    fill(suite, store)
+    first, second = (collect(suite, store, asked_as="small") for _ in range(2))
+    assert [picture.svg for picture in first.pictures] == [
+        picture.svg for picture in second.pictures
+    ]

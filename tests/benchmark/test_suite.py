@@ -1,0 +1,215 @@
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dqn_adapters.benchmark import Suite, SuiteError, load_suite
+from dqn_adapters.benchmark.suite import find_suites
+from dqn_adapters.benchmark.systems import SYSTEMS
+from dqn_adapters.config import DQNConfig
+
+Write = Callable[..., Path]
+Make = Callable[..., Suite]
+
+
+def test_quick_is_what_it_is_for() -> None:
+    suite = load_suite("quick")
+    assert [environment.spec.id for environment in suite.environments] == ["CartPole-v1"]
+    assert [system.name for system in suite.systems] == [system.name for system in SYSTEMS]
+    assert {system.name for system in SYSTEMS} == {
+        *(f"{name}-{variant}" for name in ("native", "sb3", "tianshou", "tianshou-reference")
+          for variant in ("vanilla", "target", "double")),
+        "sb3-reference",
+    }  # fmt: skip
+    assert len(suite.seeds) >= 2
+    suite.check_runnable()
+
+
+def test_runs_go_seed_by_seed(make_suite: Make) -> None:
+    suite = make_suite(["native-double", "sb3-double"], seeds="[4, 0]")
+    assert [(run.seed_index, run.system) for run in suite.runs()] == [
+        (4, "sb3-double"),
+        (4, "native-double"),
+        (0, "sb3-double"),
+        (0, "native-double"),
+    ]
+
+
+def test_the_levelled_configuration_gets_the_variant_of_the_system(make_suite: Make) -> None:
+    names = ["native-vanilla", "native-double", "sb3-reference", "learns"]
+    suite = make_suite(names, config="learning_rate = 0.002")
+    variants = {run.system: run.config.variant for run in suite.runs()}
+    assert variants == {
+        "native-vanilla": "vanilla",
+        "native-double": "double",
+        "sb3-reference": "target",
+        "benchmark.fake_systems:learns": DQNConfig.variant,
+    }
+    configs = {dataclasses.replace(run.config, variant="target") for run in suite.runs()}
+    assert len(configs) == 1
+    assert configs.pop().learning_rate == 0.002
+
+
+def test_evaluations_are_even_and_between_training_phases(make_suite: Make) -> None:
+    suite = make_suite(["native-double"], total_timesteps=64, points=3)
+    assert suite.evaluation.timesteps == (0, 20, 44, 64)  # multiples of train_freq = 4
+    assert make_suite(["native-double"], points=4).evaluation.timesteps == (0, 16, 32, 48, 64)
+
+
+def test_none_and_lists_reach_the_configuration(make_suite: Make) -> None:
+    suite = make_suite(["native-double"], config='max_grad_norm = "none"\nadam_eps = 1e-4')
+    assert suite.config.max_grad_norm is None
+    assert suite.config.adam_eps == 1e-4
+    assert suite.config.hidden_sizes == (16,)
+
+
+def test_seeds_can_be_added_and_taken_away(make_suite: Make) -> None:
+    suite = make_suite(["native-double"], seeds="[7, 1]")
+    assert suite.replace_seeds(1).seeds == (7,)
+    assert suite.replace_seeds(4).seeds == (7, 1, 0, 2)
+    assert make_suite(["native-double"], seeds=3).seeds == (0, 1, 2)
+    with pytest.raises(SuiteError, match="--seeds 0"):
+        suite.replace_seeds(0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[evaluation]", "[evalation]", r"evaluation is missing \(is it 'evalation'\?\)"),
+        ("[config]", "[config", "not valid TOML.*line 14"),
+        ("episodes = 2", "episode = 2", r"\[evaluation\] episodes is missing.*'episode'"),
+        ("points = 2", "points = 0", r"\[evaluation\] points = 0.*integer >= 1"),
+        ("points = 2", "points = 17", r"points = 17 is not accepted; there are only 16"),
+        ("points = 2", "points = true", "points = True is not accepted"),
+        ("seeds = 2", "seeds = 0", "seeds = 0 is not accepted.*count >= 1"),
+        ("seeds = 2", "seeds = []", "seeds = .* is not accepted"),
+        ("seeds = 2", "seeds = [1, 1]", "distinct"),
+        ("seeds = 2", "seeds = [-1]", "integers >= 0"),
+        ("seeds = 2", 'seeds = "two"', "seeds = 'two' is not accepted"),
+        ("seeds = 2", "seeds = 2\nworkers = 3", "workers is not known; the keys are"),
+        ("seeds = 2", "seeds = 2\nrootseed = 3", "rootseed is not known, did you mean 'root_seed'"),
+        ("= 64", "= 62", "total_timesteps = 62.*multiple of config.train_freq = 4"),
+        ("= 64", '= "64"', "total_timesteps = '64' is not accepted"),
+        ("batch_size = 8", "batchsize = 8", r"\[config\] batchsize is not known.*'batch_size'"),
+        ("batch_size = 8", "batch_size = -8", r"\[config\]: batch_size=-8"),
+        ("batch_size = 8", "gamma = 1.5", r"\[config\]: gamma=1.5"),
+        ("batch_size = 8", 'variant = "double"', "variant is not accepted.*part of a system"),
+        ('id = "CartPole-v1"', "", r"\[environments.1\] id is missing"),
+        ('id = "CartPole-v1"', 'id = "CartPole-v1"\nkwarg = 3', "kwarg is not known.*'kwargs'"),
+        ("[[environments]]", "[environments]", "one or more tables"),
+        ("[config]", '[[environments]]\nid = "CartPole-v1"\n[config]', "'CartPole-v1' twice"),
+        ('"native-double"', '"native-duoble"', "unknown system.*did you mean 'native-double'"),
+        ('["native-double"]', "3", 'systems = 3 is not accepted; it must be "all" or a list'),
+        ('["native-double"]', "[]", "systems = .* is not accepted"),
+        ('"native-double"', '"no_such_module:train"', "cannot be imported.*no_such_module"),
+        ('"native-double"', '"benchmark.fake_systems:lerns"', "cannot be imported"),
+        ('"native-double"', '"benchmark.fake_systems:NOT_A_FUNCTION"', "is not a function"),
+    ],
+)
+def test_a_malformed_suite_is_refused(write_suite: Write, old: str, new: str, message: str) -> None:
+    path = write_suite(["native-double"])
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(SuiteError, match=message) as caught:
+        load_suite(str(path))
+    assert "small.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("system", "config", "message"),
+    [
+        ("sb3-reference", 'loss = "mse"', "'sb3-reference' cannot be levelled.*Huber.*delta 1"),
+        ("sb3-reference", "huber_delta = 2.0", "huber_delta=2.0"),
+        ("sb3-reference", 'target_update_unit = "episodes"', "levelled in 'steps' only"),
+        ("sb3-reference", "dueling = true", "sets dueling for the native agent only"),
+        ("tianshou-reference-double", 'target_update_unit = "updates"', "'steps' only"),
+        ("tianshou-reference-double", "tau = 0.01", "tau=0.01"),
+    ],
+)
+def test_what_a_library_cannot_do_is_refused_and_not_passed_over(
+    make_suite: Make, system: str, config: str, message: str
+) -> None:
+    with pytest.raises(SuiteError, match=message):
+        make_suite([system], config=config)
+    make_suite(["native-double"], config=config)
+
+
+def test_a_target_period_must_be_whole_in_tianshous_updates(write_suite: Write) -> None:
+    path = write_suite(["tianshou-reference-double"])
+    text = path.read_text()
+    assert "target_update_interval = 8" in text
+    path.write_text(text.replace("target_update_interval = 8", "target_update_interval = 9"))
+    with pytest.raises(SuiteError, match="target_update_interval=9 steps are not a whole number"):
+        load_suite(str(path))
+
+
+@pytest.mark.parametrize(
+    ("environment", "extra", "message"),
+    [
+        ("CartPole-v7", "", "CartPole-v7"),
+        ("NoSuchEnvironment-v0", "", "NoSuchEnvironment"),
+        ("Pendulum-v1", "", "needs a Discrete one"),
+        ("CartPole-v1", "kwargs = { colour = 3 }", "cannot be made.*colour"),
+    ],
+)
+def test_an_environment_that_cannot_be_used_is_refused(
+    make_suite: Make, environment: str, extra: str, message: str
+) -> None:
+    suite = make_suite(["native-double"], environment=environment, environment_extra=extra)
+    with pytest.raises(SuiteError, match=message):
+        suite.check_runnable()
+
+
+def test_an_environment_without_time_limit_is_refused(make_suite: Make) -> None:
+    # Evaluating a policy that never ends its episode would take for ever.
+    import gymnasium as gym
+    from gymnasium.envs.classic_control import CartPoleEnv
+
+    gym.register("Endless-v0", CartPoleEnv)
+    try:
+        with pytest.raises(SuiteError, match="no time limit.*max_episode_steps"):
+            make_suite(["native-double"], environment="Endless-v0").check_runnable()
+        make_suite(
+            ["native-double"], environment="Endless-v0", environment_extra="max_episode_steps = 9"
+        ).check_runnable()
+    finally:
+        del gym.registry["Endless-v0"]
+
+
+def test_a_missing_host_names_the_extra(make_suite: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tianshou", None)
+    suite = make_suite(["native-double", "tianshou-double"])
+    with pytest.raises(SuiteError, match=r"tianshou-double.*dqn-adapters\[tianshou\]"):
+        suite.check_runnable()
+    suite.replace_systems(["native-double"]).check_runnable()
+
+
+def test_unknown_suites_are_refused() -> None:
+    with pytest.raises(SuiteError, match="unknown suite 'quik', did you mean 'quick'"):
+        load_suite("quik")
+    with pytest.raises(SuiteError, match=r"there is no file nowhere/quick\.toml"):
+        load_suite("nowhere/quick.toml")
+
+
+def test_suites_of_the_working_directory_are_found_by_name(
+    write_suite: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "benchmarks" / "suites"
+    folder.mkdir(parents=True)
+    write_suite(["native-double"]).rename(folder / "mine.toml")
+    monkeypatch.chdir(tmp_path)
+    assert {"mine", "quick"} <= find_suites().keys()
+    assert load_suite("mine").name == "mine"
+
+
+def test_systems_can_be_replaced(make_suite: Make) -> None:
+    suite = make_suite(["native-double"]).replace_systems(["sb3-double", "sb3"])
+    assert [system.name for system in suite.systems] == ["sb3-double", "sb3-vanilla", "sb3-target"]
+    with pytest.raises(SuiteError, match="--systems: unknown system 'sb4'"):
+        suite.replace_systems(["sb4"])
+    mse = make_suite(["native-double"], config='loss = "mse"')
+    with pytest.raises(SuiteError, match="--systems: system 'sb3-reference' cannot be levelled"):
+        mse.replace_systems(["sb3-reference"])

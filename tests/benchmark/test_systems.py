@@ -1,0 +1,258 @@
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from benchmark.conftest import suite_text
+
+from dqn_adapters import DQNConfig, DQNLearner, Transition
+from dqn_adapters.benchmark import Recorder, RunSpec, Suite, load_suite, systems
+from dqn_adapters.benchmark.levelling import (
+    LEVELLED,
+    levelling_table,
+    sb3_arguments,
+    tianshou_settings,
+)
+from dqn_adapters.benchmark.recorder import Greedy
+from dqn_adapters.benchmark.store import RunResult
+from dqn_adapters.benchmark.systems import SYSTEMS
+from dqn_adapters.config import VARIANTS
+
+NAMES = [system.name for system in SYSTEMS]
+Make = Callable[..., Suite]
+
+
+def runs_of(suite: Suite) -> dict[str, RunSpec]:
+    return {run.system: run for run in suite.runs() if run.seed_index == 0}
+
+
+PROBE = np.random.default_rng(0).normal(size=(500, 4)).astype(np.float32)
+
+
+@dataclass
+class Trained:
+    """A result, and the greedy actions at `PROBE` before and after the training."""
+
+    result: RunResult
+    before: list[int]
+    after: list[int]
+
+
+def train(run: RunSpec) -> Trained:
+    actions: list[list[int]] = []
+    start, finish = Recorder.start, Recorder.finish
+
+    def spying_start(self: Recorder, greedy: Greedy) -> None:
+        actions.append(greedy(PROBE).tolist())
+        start(self, greedy)
+
+    def spying_finish(self: Recorder) -> float:
+        assert self._greedy is not None
+        actions.append(self._greedy(PROBE).tolist())
+        return finish(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recorder, "start", spying_start)
+        patch.setattr(Recorder, "finish", spying_finish)
+        return Trained(systems.train(run), *actions)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunSpec]:
+    path: Path = tmp_path_factory.mktemp("suite") / "small.toml"
+    values = "learning_rate = 0.0005\nexploration_fraction = 0.5"
+    path.write_text(suite_text(NAMES, seeds=1, total_timesteps=160, points=5, config=values))
+    return runs_of(load_suite(str(path)))
+
+
+@pytest.fixture(scope="module")
+def trained(runs: dict[str, RunSpec]) -> dict[str, Trained]:
+    """Every system, a moment of training."""
+    return {name: train(run) for name, run in runs.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_system_trains_as_it_is_told(name: str, trained: dict[str, Trained]) -> None:
+    result = trained[name].result
+    assert result.timesteps == (0, 32, 64, 96, 128, 160)
+    # Phases of 4 steps with 2 updates; those up to step 16 are warm-up: (160 - 16) / 4 * 2.
+    assert result.timing.updates == 72
+    assert result.timing.training_seconds > 0
+    lengths = [episode.length for episode in result.episodes]
+    assert np.cumsum(lengths).tolist() == [episode.timestep for episode in result.episodes]
+    assert 100 < sum(lengths) <= 160
+    assert trained[name].before != trained[name].after
+
+
+def test_the_untrained_networks_are_the_same_in_all_systems(trained: dict[str, Trained]) -> None:
+    """Initialisation, environment and evaluation are paired: the curves begin at one point."""
+    expected = trained["sb3-reference"]
+    assert 0 < sum(expected.before) < 500
+    for each in trained.values():
+        assert each.before == expected.before
+        assert each.result.evaluations[0] == expected.result.evaluations[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["native-double", "sb3-double", "sb3-reference", "tianshou-double",
+             "tianshou-reference-double"]
+)  # fmt: skip
+def test_the_same_run_twice_gives_the_same_numbers(name: str, trained: dict[str, Trained]) -> None:
+    first = trained[name]
+    torch.manual_seed(99)  # what the process did before does not matter
+    again = train(first.result.run)
+    assert again.after == first.after
+    assert again.result.evaluations == first.result.evaluations
+    assert again.result.episodes == first.result.episodes
+    other = train(dataclasses.replace(first.result.run, seed_index=1))
+    assert other.before != first.before
+    assert other.result.episodes != first.result.episodes
+
+
+@pytest.mark.parametrize("implementation", ["native", "sb3", "tianshou"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_core_gets_the_levelled_configuration_through_every_adapter(
+    implementation: str, variant: str, make_suite: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learners: list[DQNLearner] = []
+    batches: list[int] = []
+    update = DQNLearner.update
+
+    def spy(self: DQNLearner, batch: Transition) -> Any:
+        learners.append(self)
+        batches.append(len(batch.rewards))
+        return update(self, batch)
+
+    monkeypatch.setattr(DQNLearner, "update", spy)
+    name = f"{implementation}-{variant}"
+    values = {
+        "learning_rate": 0.003,
+        "adam_eps": 0.004,
+        "gamma": 0.75,
+        "tau": 0.5,
+        "loss": "mse",
+        "max_grad_norm": 0.125,
+    }
+    text = "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
+    run = runs_of(make_suite([name], config=text))[name]
+    systems.train(run)
+
+    learner = learners[-1]
+    for field in ("variant", "gamma", "tau", "loss", "max_grad_norm", "target_update_interval"):
+        assert getattr(learner.config, field) == getattr(run.config, field), field
+    assert learner.config.variant == variant
+    assert learner.config.target_update_unit == "steps"
+    (group,) = learner.optimizer.param_groups
+    assert (group["lr"], group["eps"]) == (0.003, 0.004)
+    shapes = [tuple(parameter.shape) for parameter in learner.q_net.parameters()]
+    assert shapes == [(16, 4), (16,), (2, 16), (2,)]
+    assert set(batches) == {8}
+    assert len(batches) == 24  # (64 - 16) / 4 * 2 updates
+
+
+@pytest.mark.parametrize("name", ["sb3-reference", "tianshou-reference-target"])
+def test_the_gradient_of_the_hosts_is_clipped_as_the_configuration_says(
+    name: str, make_suite: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms: list[float] = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def spy(parameters: Any, max_norm: float, *arguments: Any, **values: Any) -> Any:
+        norms.append(float(max_norm))
+        return clip(parameters, max_norm, *arguments, **values)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spy)
+    systems.train(runs_of(make_suite([name], config="max_grad_norm = 0.125"))[name])
+    assert norms == [0.125] * 24  # (64 - 16) / 4 * 2 updates
+
+
+CONFIG = DQNConfig(
+    learning_rate=0.002,
+    train_freq=16,
+    gradient_steps=8,
+    learning_starts=520,
+    target_update_interval=256,
+    exploration_fraction=0.25,
+    exploration_final_eps=0.1,
+    max_grad_norm=None,
+    adam_eps=1e-5,
+    hidden_sizes=(32, 16),
+)
+
+
+def test_units_of_tianshou() -> None:
+    settings = tianshou_settings(dataclasses.replace(CONFIG, variant="double"), 8000)
+    assert settings.algorithm == {
+        "gamma": 0.99,
+        "target_update_freq": 128,  # 256 steps, of which 16 make 8 updates
+        "is_double": True,
+        "huber_loss_delta": 1.0,
+    }
+    assert settings.warm_up == 512  # whole phases of 16
+    assert settings.trainer["epoch_num_steps"] == 8000 - 512
+    assert settings.trainer["update_step_num_gradient_steps_per_sample"] == 0.5
+    assert settings.epsilon(0) == 1.0
+    assert settings.epsilon(1000) == pytest.approx(0.55)
+    assert settings.epsilon(2000) == 0.1
+    assert settings.optimizer == {"lr": 0.002, "eps": 1e-5}
+
+    vanilla = tianshou_settings(dataclasses.replace(CONFIG, variant="vanilla"), 8000)
+    assert vanilla.algorithm["target_update_freq"] == 0
+    assert vanilla.algorithm["is_double"] is False
+    mse = tianshou_settings(dataclasses.replace(CONFIG, variant="target", loss="mse"), 8000)
+    assert mse.algorithm["huber_loss_delta"] is None
+    assert mse.algorithm["is_double"] is False
+
+
+def test_units_of_sb3() -> None:
+    arguments = sb3_arguments(dataclasses.replace(CONFIG, exploration_steps=1000), 8000)
+    assert arguments["exploration_fraction"] == 0.125
+    assert arguments["max_grad_norm"] == float("inf")
+    assert arguments["policy_kwargs"] == {
+        "net_arch": [32, 16],
+        "optimizer_kwargs": {"eps": 1e-5},
+    }
+    constant = sb3_arguments(dataclasses.replace(CONFIG, exploration_steps=0), 8000)
+    assert constant["exploration_initial_eps"] == constant["exploration_final_eps"] == 0.1
+
+
+def test_sb3_follows_the_epsilon_schedule_of_the_core(make_suite: Make) -> None:
+    """SB3's own schedule, built from our fraction, is the one of the other systems."""
+    import stable_baselines3
+
+    from dqn_adapters.exploration import epsilon_schedule
+
+    arguments = sb3_arguments(CONFIG, 8000)
+    model = stable_baselines3.DQN("MlpPolicy", "CartPole-v1", **arguments, device="cpu")
+    ours = epsilon_schedule(CONFIG, 8000)
+    for step in (0, 1, 500, 1999, 2000, 2001, 8000):
+        assert model.exploration_schedule(1 - step / 8000) == pytest.approx(ours(step), abs=1e-9)
+
+
+def test_the_levelling_table_has_every_implementation_and_every_setting() -> None:
+    rows = levelling_table(CONFIG, 8000)
+    implementations = {system.implementation for system in SYSTEMS}
+    assert implementations == set(systems.LABELS)
+    for row in rows:
+        assert set(row.cells) == implementations
+        assert all(row.cells.values()), row.setting
+    shown = " ".join(cell for row in rows for cell in row.cells.values())
+    for name in LEVELLED:
+        if not name.startswith("exploration") and name != "target_update_unit":
+            assert name in shown, f"{name} is not in the levelling table"
+    assert "1 to 0.1 over 2000 steps" in shown
+    assert "target_update_freq=128 gradient updates" in shown
+    warm_up = next(row for row in rows if row.setting == "Warm-up")
+    assert "8 steps earlier" in warm_up.note
+
+
+def test_a_setting_of_the_native_agent_alone_is_in_the_table() -> None:
+    rows = levelling_table(dataclasses.replace(CONFIG, dueling=True), 8000)
+    row = next(row for row in rows if row.setting == "dueling")
+    assert row.cells == {"native": "dueling=True"}
+    assert row.note
