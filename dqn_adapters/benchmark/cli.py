@@ -190,6 +190,43 @@ def report(
     out.print(f"The same in Markdown: {escape(str(page.with_suffix('.md')))}", soft_wrap=True)
 
 
+@app.command()
+def memory(
+    transitions: Annotated[
+        int, typer.Option("--transitions", metavar="N", min=1000, help="How many are stored.")
+    ] = 10_000,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="NAME", help="Only the buffer of this name.")
+    ] = None,
+) -> None:
+    """Measure how many bytes replay buffers need per transition of stacked Atari frames.
+
+    Each buffer is filled in a process of its own, and the growth of that process is what counts.
+    """
+    from dqn_adapters.benchmark.memory import BUFFERS, find, measure
+
+    try:
+        buffers = BUFFERS if only is None else (find(only),)
+    except ValueError as error:
+        _fail(str(error))
+    table = Table(
+        "replay buffer",
+        Column("bytes per transition", justify="right"),
+        Column("a million", justify="right"),
+        "",
+        box=None,
+    )
+    for buffer in buffers:
+        try:
+            row = measure(buffer.name, transitions)
+        except ImportError as error:
+            table.add_row(buffer.name, "", "", f"[yellow]{escape(str(error))}[/]")
+            continue
+        size = row.bytes_per_transition
+        table.add_row(buffer.name, f"{size:,.0f}", f"{size / 1000:.1f} GB", escape(row.note))
+    out.print(table)
+
+
 class _Display:
     """Live bars on a terminal, a line per finished run elsewhere."""
 

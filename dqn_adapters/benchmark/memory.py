@@ -166,7 +166,7 @@ def _tianshou(lean: bool) -> Callable[[int], Callable[..., None]]:
     def build(capacity: int) -> Callable[..., None]:
         from tianshou.data import Batch, ReplayBuffer
 
-        options = (
+        options: dict[str, Any] = (
             {"stack_num": STACK, "ignore_obs_next": True, "save_only_last_obs": True}
             if lean
             else {}
