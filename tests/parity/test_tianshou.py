@@ -17,7 +17,7 @@ from tianshou.utils.net.common import Net
 from tianshou.utils.torch_utils import policy_within_training_step
 
 from dqn_adapters import DQNConfig, DQNLearner, Transition
-from dqn_adapters.tianshou import DQN, DQNPolicy, PrioritizedReplayBuffer
+from dqn_adapters.tianshou import DQN, DQNPolicy, PrioritizedReplayBuffer, QNet
 
 ACTIONS, FEATURES, SIZE, BATCH, UPDATES, PERIOD, LR = 3, 4, 500, 32, 200, 16, 1e-3
 
@@ -61,13 +61,17 @@ def train(algorithm: Any, buffer: ReplayBuffer | None = None) -> dict[str, torch
     return algorithm.policy.model.state_dict()
 
 
-def host(buffer: ReplayBuffer | None = None, **options: Any) -> dict[str, torch.Tensor]:
-    policy = DiscreteQLearningPolicy(model=make_model(), action_space=spaces.Discrete(ACTIONS))
+def host(
+    buffer: ReplayBuffer | None = None, model: Any = make_model, **options: Any
+) -> dict[str, torch.Tensor]:
+    policy = DiscreteQLearningPolicy(model=model(), action_space=spaces.Discrete(ACTIONS))
     return train(HostDQN(policy=policy, optim=AdamOptimizerFactory(lr=LR), **options), buffer)
 
 
-def ours(buffer: ReplayBuffer | None = None, **options: Any) -> dict[str, torch.Tensor]:
-    policy = DQNPolicy(model=make_model(), action_space=spaces.Discrete(ACTIONS))
+def ours(
+    buffer: ReplayBuffer | None = None, model: Any = make_model, **options: Any
+) -> dict[str, torch.Tensor]:
+    policy = DQNPolicy(model=model(), action_space=spaces.Discrete(ACTIONS))
     return train(DQN(policy=policy, optim=AdamOptimizerFactory(lr=LR), **options), buffer)
 
 
@@ -128,13 +132,45 @@ def test_an_import_is_all_that_a_script_changes(options: dict[str, Any]) -> None
     assert_equal(ours(**options), host(**options))
 
 
-def test_prioritized_replay_gives_the_same_weights_and_priorities() -> None:
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_prioritized_replay_gives_the_same_weights_and_priorities(n_steps: int) -> None:
     buffers = [PrioritizedReplayBuffer(SIZE, alpha=0.6, beta=0.4, seed=0) for _ in range(2)]
-    options = {"target_update_freq": PERIOD}
+    options = {"target_update_freq": PERIOD, "n_step_return_horizon": n_steps}
     assert_equal(ours(buffers[0], **options), host(buffers[1], **options))
     priorities = [buffer.weight[np.arange(SIZE)] for buffer in buffers]
     np.testing.assert_allclose(*priorities, rtol=1e-4)
     assert priorities[0].std() > 0.1
+
+
+@pytest.mark.parametrize("variant", HOST)
+def test_n_step_returns_give_the_same(variant: str) -> None:
+    results = [run(**HOST[variant], n_step_return_horizon=3) for run in (ours, host)]
+    assert_equal(*results)
+    one_step = host(**HOST[variant])
+    assert any((one_step[name] - results[1][name]).norm() > 0.1 for name in one_step)
+
+
+def dueling_net() -> Net:
+    torch.manual_seed(1)
+    streams = {"hidden_sizes": (16,)}
+    return Net(
+        state_shape=FEATURES,
+        action_shape=ACTIONS,
+        hidden_sizes=(32,),
+        dueling_param=(streams, streams),
+    )
+
+
+def core_net() -> QNet:
+    torch.manual_seed(1)
+    space = spaces.Box(-np.inf, np.inf, (FEATURES,), np.float32)
+    return QNet(space, ACTIONS, (32, 16), dueling=True)
+
+
+@pytest.mark.parametrize("model", [dueling_net, core_net])
+@pytest.mark.parametrize("variant", HOST)
+def test_dueling_networks_give_the_same(variant: str, model: Any) -> None:
+    assert_equal(*(run(model=model, **HOST[variant]) for run in (ours, host)))
 
 
 def test_the_variants_differ_on_these_batches() -> None:
