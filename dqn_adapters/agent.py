@@ -193,10 +193,13 @@ class DQNAgent:
             done = (step.terminated | step.truncated) & step.valid
             self._episode_returns += np.where(step.valid, step.rewards, 0.0)
             self._episode_lengths += step.valid
-            returns = tuple(self._episode_returns[done].tolist())
-            lengths = tuple(self._episode_lengths[done].tolist())
-            self._episode_returns[done] = 0.0
-            self._episode_lengths[done] = 0
+            returns: tuple[float, ...] = ()
+            lengths: tuple[int, ...] = ()
+            if done.any():
+                returns = tuple(self._episode_returns[done].tolist())
+                lengths = tuple(self._episode_lengths[done].tolist())
+                self._episode_returns[done] = 0.0
+                self._episode_lengths[done] = 0
 
             self.learner.count(steps=self.num_timesteps - before, episodes=len(returns))
             metrics = None
@@ -209,7 +212,7 @@ class DQNAgent:
 
     def _update(self) -> UpdateMetrics:
         indices = self.replay.draw(self.config.batch_size)
-        metrics = self.learner.update(self.replay.gather(indices))
+        metrics = self.learner.update(self.replay.gather(indices, reuse=True))
         if self.replay.prioritized:
             self.replay.update_priorities(indices, metrics.td_error)
         return metrics

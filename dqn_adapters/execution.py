@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
+import operator
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,9 +21,6 @@ from torch import nn
 from dqn_adapters.config import DQNConfig, rejected
 from dqn_adapters.networks import QNetwork
 from dqn_adapters.transition import Arrays, Transition
-
-if TYPE_CHECKING:
-    from dqn_adapters.learner import TDLoss
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +130,8 @@ class MLPKernel:
         self._batch: Transition | None = None  # the last one, if it was read in place
         self._kept: tuple[Any, ...] = ()  # what the addresses in `_batch_table` belong to
         self._batch_table = np.zeros(0, np.int64)
-        self._online, self._target, self._gradient = (_Table(2) for _ in range(3))
+        self._acting = _Table(1, len(layers), 2)
+        self._tensors = _Table(3, len(layers), 2)  # of online, target, gradient
 
     def __reduce__(self) -> Any:  # a copy works on the copies, by addresses of its own
         return MLPKernel, (self._layers, self._target_layers, self._config)
@@ -140,8 +140,9 @@ class MLPKernel:
         self, observations: Arrays, action_masks: NDArray[np.bool_] | None = None
     ) -> NDArray[np.int64] | None:
         """The greedy legal actions `(N,)` for N observations."""
-        online = self._online.of(_parameters(self._layers))
-        if online is None or isinstance(observations, dict):
+        parameters = _parameters(self._layers)
+        table = self._acting.of(parameters)
+        if table is None or isinstance(observations, dict):
             return None
         shape = len(observations), self._features
         if observations.size != shape[0] * shape[1]:
@@ -152,29 +153,25 @@ class MLPKernel:
             masks = np.ascontiguousarray(action_masks, np.bool_)
             if masks.shape != (shape[0], self._actions):
                 return None
-        actions: NDArray[np.int64] = self._kernel.greedy(self._sizes, online, rows, masks)
+        actions: NDArray[np.int64] = self._kernel.greedy(self._sizes, table[0], rows, masks)
         return actions
 
-    def gradient(self, batch: Transition) -> TDLoss | None:
-        """The loss on a batch; the gradient is left in the parameters' `grad`, as by torch."""
-        from dqn_adapters.learner import TDLoss
-
+    def gradient(self, batch: Transition) -> tuple[torch.Tensor, ...] | None:
+        """The fields of a `learner.TDLoss`; the gradient is left in the parameters' `grad`, as by
+        torch."""
         parameters = _parameters(self._layers)
-        gradients = []
         for parameter in parameters:
             if not parameter.requires_grad:
                 return None
-            gradient = parameter.grad
-            if gradient is None:
-                gradient = parameter.grad = torch.zeros_like(parameter)
-            gradients.append(gradient)
-        d_online = self._gradient.of(gradients)
-        online = self._online.of(parameters)
-        target = self._target.of(_parameters(self._target_layers))
-        if d_online is None or online is None or target is None or not self._look_at(batch):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradient = [parameter.grad for parameter in parameters]
+        table = self._tensors.of([*parameters, *_parameters(self._target_layers), *gradient])
+        if table is None or not self._look_at(batch):
             return None
+        online, target, d_online = table
         rows = len(batch.rewards)
-        results = TDLoss(torch.empty(()), *torch.empty(3, rows).unbind())
+        loss, per_row = torch.empty(()), torch.empty(3, rows)
         config = self._config
         done = self._kernel.td_gradient(
             self._sizes,
@@ -184,11 +181,12 @@ class MLPKernel:
             d_online,
             self._batch_table,
             rows,
-            np.array([result.data_ptr() for result in results], np.int64),
+            loss.data_ptr(),
+            per_row.data_ptr(),
             config.loss == "mse",
             config.huber_delta,
         )
-        return results if done else None
+        return (loss, *per_row.unbind()) if done else None
 
     def _look_at(self, batch: Transition) -> bool:
         """Whether the kernel can read the batch; its addresses are then in `_batch_table`."""
@@ -239,7 +237,9 @@ class AdamKernel:
         self._kernel = kernel
         self._parameters, self._optimizer = parameters, optimizer
         self._sizes = np.array([parameter.numel() for parameter in parameters], np.int64)
-        self._table = _Table(5)
+        self._tensors = _Table(2, len(parameters))  # of values and gradients
+        self._moments = _Table(len(parameters), 3)
+        self._state: list[Any] = []  # what the addresses of the moments belong to
 
     def __reduce__(self) -> Any:
         return AdamKernel, (self._parameters, self._optimizer)
@@ -250,54 +250,73 @@ class AdamKernel:
         None, and nothing is done, unless the optimiser is `torch.optim.Adam` itself with nothing
         but step size, betas and eps, over just these parameters, on the CPU, without hooks.
         """
-        optimizer = self._optimizer
+        optimizer, parameters = self._optimizer, self._parameters
         if not _is_plain_adam(optimizer):
             return None
         group = optimizer.param_groups[0]
-        if list(map(id, group["params"])) != list(map(id, self._parameters)):
+        gradient = [parameter.grad for parameter in parameters]
+        if not _are(group["params"], parameters) or any(g is None for g in gradient):
             return None
-        tensors = []
-        for parameter in self._parameters:
-            if parameter.grad is None:
-                return None
-            state = optimizer.state[parameter]
-            if not state:  # as Adam begins
-                state["step"] = torch.tensor(0.0)
-                state["exp_avg"] = torch.zeros_like(parameter)
-                state["exp_avg_sq"] = torch.zeros_like(parameter)
-            moments = state["exp_avg"], state["exp_avg_sq"]
-            tensors += [parameter, parameter.grad, *moments, state["step"]]
-        table = self._table.of(tensors)
-        if table is None:
+        tensors = self._tensors.of([*parameters, *gradient])
+        moments = self._moments_of(optimizer.state)
+        if tensors is None or moments is None:
             return None
+        values, grads = tensors
         norm = torch.empty(())
-        limit = np.inf if max_norm is None else max_norm
-        rates = group["lr"], *group["betas"], group["eps"]
-        self._kernel.clipped_adam(self._sizes, table, norm.data_ptr(), limit, *map(float, rates))
+        limit = math.inf if max_norm is None else max_norm
+        lr, (beta1, beta2), eps = float(group["lr"]), group["betas"], group["eps"]
+        self._kernel.clipped_adam(
+            self._sizes, values, grads, moments, norm.data_ptr(), limit, lr, beta1, beta2, eps
+        )
         optimizer._opt_called = True  # type: ignore[attr-defined]  # what torch's schedulers ask
         return norm
 
+    def _moments_of(self, state: Any) -> NDArray[np.int64] | None:
+        """Addresses of both moments and the step count of every parameter."""
+        parameters = self._parameters
+        if len(state) < len(parameters):
+            for parameter in parameters:
+                if parameter not in state:  # as Adam begins
+                    state[parameter] = {
+                        "step": torch.tensor(0.0),
+                        "exp_avg": torch.zeros_like(parameter),
+                        "exp_avg_sq": torch.zeros_like(parameter),
+                    }
+        held = [*state, *state.values(), *(t for of_one in state.values() for t in of_one.values())]
+        if not _are(held, self._state):
+            names = "exp_avg", "exp_avg_sq", "step"
+            tensors = [state[parameter][name] for parameter in parameters for name in names]
+            self._state, self._moments = held, _Table(len(parameters), 3)
+            self._moments.of(tensors)
+        return self._moments.array
+
 
 class _Table:
-    """The addresses of tensors as an int64 array of so many columns."""
+    """The addresses of tensors as an int64 array of a shape."""
 
-    def __init__(self, columns: int) -> None:
-        self._columns = columns
+    def __init__(self, *shape: int) -> None:
+        self._shape = shape
         self._pointers: list[int] = []
-        self._array: NDArray[np.int64] | None = None
+        self.array: NDArray[np.int64] | None = None
+        """The last ones; None if a tensor was not contiguous float32 on the CPU."""
 
-    def of(self, tensors: Sequence[Any]) -> NDArray[np.int64] | None:
-        """The addresses; None if a tensor is not contiguous float32 on the CPU."""
+    def of(self, tensors: list[Any]) -> NDArray[np.int64] | None:
+        """The addresses of these tensors; see `array`."""
         pointers = [tensor.data_ptr() for tensor in tensors]
         if pointers != self._pointers:
             plain = all(map(_is_plain_tensor, tensors))
-            array = np.array(pointers, np.int64).reshape(-1, self._columns)
-            self._pointers, self._array = pointers, array if plain else None
-        return self._array
+            self._pointers = pointers
+            self.array = np.array(pointers, np.int64).reshape(self._shape) if plain else None
+        return self.array
+
+
+def _are(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether these are the same objects (tensors have no == that says so)."""
+    return len(some) == len(others) and all(map(operator.is_, some, others))
 
 
 def _parameters(layers: list[nn.Linear]) -> list[Any]:
-    return [layer._parameters[name] for layer in layers for name in ("weight", "bias")]
+    return [tensor for layer in layers for tensor in layer._parameters.values()]
 
 
 def _flat(observations: Any) -> torch.Tensor:

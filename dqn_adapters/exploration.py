@@ -86,13 +86,16 @@ def epsilon_greedy(
         check_action_masks(action_masks, num_envs, num_actions)
     explores = generator.random(num_envs) < epsilon
     uniform = generator.random(num_envs)
+    count = np.count_nonzero(explores)
+    if count == 0:
+        return greedy()
     if action_masks is None:
         random_actions = (uniform * num_actions).astype(np.int64)
     else:
         # The k-th legal action, k uniform: exactly uniform over the legal ones.
         kth = (uniform * action_masks.sum(axis=1)).astype(np.int64)
         random_actions = np.argmax(np.cumsum(action_masks, axis=1) > kth[:, None], axis=1)
-    if explores.all():
+    if count == num_envs:
         return random_actions
     return np.where(explores, random_actions, greedy())
 

@@ -105,7 +105,8 @@ def td_gradient(
     gradient: Any,
     batch: Any,
     rows: int,
-    out: Any,
+    loss_address: int,
+    rows_address: int,
     mse: bool,
     delta: float,
 ) -> bool:
@@ -119,7 +120,8 @@ def td_gradient(
         gradient: Likewise, where the gradient goes.
         batch: int64 `(7,)`, addresses: the fields of a `Transition` in their order; 0 is None.
         rows: B.
-        out: int64 `(4,)`, addresses of the results: loss, TD errors, predictions, targets.
+        loss_address: Where the loss goes.
+        rows_address: Where `(3, B)` go: TD errors, predictions, targets.
         mse: Squared errors; else Huber's loss.
         delta: Of Huber's loss.
 
@@ -135,10 +137,8 @@ def td_gradient(
     s_next = carray(_floats(batch[4]), (rows, sizes[0]))
     legal = carray(_bools(batch[5]), (rows if batch[5] else 0, actions))
     weights = carray(_floats(batch[6]), (rows if batch[6] else 0,))
-    loss = carray(_floats(out[0]), (1,))
-    td_error = carray(_floats(out[1]), (rows,))
-    q_value = carray(_floats(out[2]), (rows,))
-    target = carray(_floats(out[3]), (rows,))
+    loss = carray(_floats(loss_address), (1,))
+    td_error, q_value, target = carray(_floats(rows_address), (3, rows))
 
     for i in range(rows):
         if a[i] < 0 or a[i] >= actions:
@@ -205,6 +205,8 @@ def td_gradient(
 def clipped_adam(
     sizes: Any,
     parameters: Any,
+    gradient: Any,
+    moments: Any,
     norm_address: int,
     max_norm: float,
     lr: float,
@@ -217,8 +219,9 @@ def clipped_adam(
 
     Args:
         sizes: int64 `(P,)`, elements of every parameter.
-        parameters: int64 `(P, 5)`, addresses of values, gradients, first and second moments and
-            step counts.
+        parameters: int64 `(P,)`, addresses of the parameters.
+        gradient: int64 `(P,)`, addresses of their gradients.
+        moments: int64 `(P, 3)`, addresses of first and second moments and of step counts.
         norm_address: Where the norm before clipping goes.
         max_norm: Infinite: the gradient is not clipped.
         lr: Step size.
@@ -228,7 +231,7 @@ def clipped_adam(
     """
     squares = 0.0
     for p in range(len(sizes)):
-        g = carray(_floats(parameters[p, 1]), (sizes[p],))
+        g = carray(_floats(gradient[p]), (sizes[p],))
         part = np.float32(0.0)
         for i in range(len(g)):
             part += g[i] * g[i]
@@ -240,11 +243,11 @@ def clipped_adam(
     decay1, decay2 = np.float32(1 - beta1), np.float32(1 - beta2)
     keep2 = np.float32(beta2)
     for p in range(len(sizes)):
-        x = carray(_floats(parameters[p, 0]), (sizes[p],))
-        g = carray(_floats(parameters[p, 1]), (sizes[p],))
-        m = carray(_floats(parameters[p, 2]), (sizes[p],))
-        v = carray(_floats(parameters[p, 3]), (sizes[p],))
-        step = carray(_floats(parameters[p, 4]), (1,))
+        x = carray(_floats(parameters[p]), (sizes[p],))
+        g = carray(_floats(gradient[p]), (sizes[p],))
+        m = carray(_floats(moments[p, 0]), (sizes[p],))
+        v = carray(_floats(moments[p, 1]), (sizes[p],))
+        step = carray(_floats(moments[p, 2]), (1,))
         step[0] += 1
         rate = np.float32(lr / (1 - beta1 ** step[0]))
         root = np.float32(math.sqrt(1 - beta2 ** step[0]))

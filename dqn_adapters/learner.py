@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -55,6 +55,27 @@ class UpdateMetrics(NamedTuple):
 
     grad_norm: torch.Tensor
     """`()`, the global L2 norm of the gradient before clipping."""
+
+
+def mean_metrics(metrics: Sequence[UpdateMetrics]) -> dict[str, float]:
+    """Means over updates and their batches, as numbers for a log.
+
+    Returns:
+        `loss`, `td_error` (of its absolute value), `q_value`, `td_target`, `grad_norm`.
+    """
+    means = {}
+    if metrics[0].loss.device.type == "cpu":  # numpy's calls cost half of torch's
+        for name, values in zip(UpdateMetrics._fields, zip(*metrics, strict=True), strict=True):
+            arrays = [value.numpy() for value in values]
+            if name == "td_error":
+                arrays = [np.abs(array) for array in arrays]
+            means[name] = float(sum(array.sum() / array.size for array in arrays)) / len(arrays)
+        return means
+    stacked = UpdateMetrics(*map(torch.stack, zip(*metrics, strict=True)))
+    stacked = stacked._replace(td_error=stacked.td_error.abs())
+    # One transfer for all: each would wait for the device.
+    numbers = torch.stack([values.mean() for values in stacked]).tolist()
+    return dict(zip(UpdateMetrics._fields, numbers, strict=True))
 
 
 def td_loss(
@@ -228,11 +249,12 @@ class DQNLearner:
         """
         seen = None if self._mlp is None else self._mlp.gradient(batch)
         if seen is None:
-            seen = self.td_loss(batch)
+            loss, *per_row = self.td_loss(batch)
             self.optimizer.zero_grad()
-            seen.loss.backward()  # type: ignore[no-untyped-call]
-        complete = self.num_updates % self.config.target_update_interval == 0
-        if self.config.target_update_unit == "updates" and self.num_updates and complete:
+            loss.backward()  # type: ignore[no-untyped-call]
+            seen = (loss.detach(), *per_row)
+        in_updates = self.config.target_update_unit == "updates" and self.num_updates > 0
+        if in_updates and self.num_updates % self.config.target_update_interval == 0:
             self.sync_target()
         max_norm = self.config.max_grad_norm
         grad_norm = None if self._adam is None else self._adam.step(max_norm)
@@ -246,9 +268,7 @@ class DQNLearner:
                 grad_norm = nn.utils.clip_grad_norm_(parameters, max_norm)
             self.optimizer.step()
         self.counts["updates"] += 1
-        return UpdateMetrics(
-            seen.loss.detach(), seen.td_error, seen.q_value, seen.td_target, grad_norm
-        )
+        return UpdateMetrics(*seen, grad_norm)  # type: ignore[call-arg]
 
     def count(self, *, steps: int = 0, episodes: int = 0) -> bool:
         """Add to the counters; sync the target network if they complete its period.

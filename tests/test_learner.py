@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from dqn_adapters import DQNConfig, DQNLearner, Transition
 from dqn_adapters.config import VARIANTS, Variant
+from dqn_adapters.learner import mean_metrics
 
 
 class Table(nn.Module):
@@ -296,3 +297,14 @@ def test_columns_are_refused_not_broadcast(name: str) -> None:
     column = torch.zeros(16, 1, dtype=torch.int64 if name == "actions" else torch.float32)
     with pytest.raises(ValueError, match=rf"{name} must have shape \(16,\), got \(16, 1\)"):
         learner.update(batch._replace(**{name: column}))
+
+
+def test_means_for_a_log() -> None:
+    learner = table_learner("target", loss="mse")
+    seen = [learner.update(BATCH) for _ in range(2)]
+    means = mean_metrics(seen)
+    assert list(means) == ["loss", "td_error", "q_value", "td_target", "grad_norm"]
+    for name, mean in means.items():
+        values = torch.stack([getattr(metrics, name) for metrics in seen])
+        assert mean == pytest.approx((values.abs() if name == "td_error" else values).mean().item())
+    assert means["td_error"] != pytest.approx(seen[0].td_error.mean().item())  # one is negative

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,13 @@ from dqn_adapters.replay.storage import (
     check_stored,
 )
 from dqn_adapters.replay.sum_tree import SumTree
-from dqn_adapters.transition import EnvStep, Transition, to_tensor, to_tensors
+from dqn_adapters.transition import (
+    EnvStep,
+    Transition,
+    map_arrays,
+    to_tensor,
+    to_tensors,
+)
 
 
 class ReplayBuffer:
@@ -93,6 +99,7 @@ class ReplayBuffer:
         }
         self._tree = SumTree(capacity) if prioritized else None
         self._largest_priority = 1.0
+        self._reused: tuple[Transition, Any] | None = None  # a batch, and its fields as arrays
         self._added = 0
         self._last = np.full(num_envs, -1, np.int64)  # number of every environment's newest row
 
@@ -136,6 +143,11 @@ class ReplayBuffer:
         return sum(array.nbytes for array in self._arrays.values()) + self._storage.nbytes + tree
 
     @property
+    def has_masks(self) -> bool:
+        """Whether action masks are stored."""
+        return "next_action_masks" in self._arrays
+
+    @property
     def prioritized(self) -> bool:
         """Whether sampling is prioritised."""
         return self._tree is not None
@@ -161,19 +173,17 @@ class ReplayBuffer:
         oldest = self._oldest
         numbers = self._added + np.arange(len(valid))
         slots = numbers % self.capacity
+        everything = len(valid) == count
 
-        def rows(name: str) -> Any:
-            values = getattr(step, name)
-            if isinstance(values, dict):
-                return {key: value[valid] for key, value in values.items()}
-            return values[valid]
+        def rows(values: Any) -> Any:
+            return values if everything else map_arrays(lambda array: array[valid], values)
 
         for name in ("actions", "rewards", "terminated"):
-            self._arrays[name][slots] = rows(name)
+            self._arrays[name][slots] = rows(getattr(step, name))
         if step.next_action_masks is not None:
-            self._arrays["next_action_masks"][slots] = rows("next_action_masks")
-        self._link(envs, numbers, done=(step.terminated | step.truncated)[valid])
-        self._storage.add(numbers, envs, rows("observations"), rows("next_observations"))
+            self._arrays["next_action_masks"][slots] = rows(step.next_action_masks)
+        self._link(envs, numbers, done=rows(step.terminated | step.truncated))
+        self._storage.add(numbers, envs, rows(step.observations), rows(step.next_observations))
         self._added += len(envs)
         if self._tree is not None:
             evicted = np.arange(oldest, self._oldest)
@@ -209,12 +219,13 @@ class ReplayBuffer:
             check_shape("next_action_masks", masks, (count, stored.shape[1]))
 
     def _link(self, envs: Indices, numbers: Indices, *, done: NDArray[np.bool_]) -> None:
-        successor = self._arrays["successor"]
-        successor[numbers % self.capacity] = -1
-        previous = self._last[envs]
-        alive = (previous >= 0) & (previous + self.capacity > numbers[-1])
-        successor[previous[alive] % self.capacity] = numbers[alive] % self.capacity
-        self._last[envs] = np.where(done, -1, numbers)
+        successor, capacity, newest = self._arrays["successor"], self.capacity, int(numbers[-1])
+        for env, number, over in zip(envs.tolist(), numbers.tolist(), done.tolist(), strict=True):
+            successor[number % capacity] = -1
+            previous = self._last[env]
+            if 0 <= previous > newest - capacity:
+                successor[previous % capacity] = number % capacity
+            self._last[env] = -1 if over else number
 
     def cut(self, streams: Indices | int | None = None) -> None:
         """The running episodes (None: all) are broken off: the rows that come next begin new
@@ -247,15 +258,31 @@ class ReplayBuffer:
         parts = (np.arange(batch_size) + self.generator.random(batch_size)) / batch_size
         return self._tree.find(parts * self._tree.total)
 
-    def gather(self, indices: Indices) -> Transition:
+    def gather(
+        self,
+        indices: Indices,
+        *,
+        transform_rewards: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
+        reuse: bool = False,
+    ) -> Transition:
         """The transitions at the given slots, `(B,)`, with their importance weights if the buffer
-        is prioritised: (len * P) ** -beta, divided by the largest of the batch."""
+        is prioritised: (len * P) ** -beta, divided by the largest of the batch.
+
+        Args:
+            indices: The slots.
+            transform_rewards: Applied to every reward before it is summed; a host's normaliser.
+            reuse: The batch may be written into the memory of the last one that was gathered so,
+                which is cheaper; on the CPU it is the very same object.
+        """
+        rewards_of: Any = self._arrays["rewards"]
+        if transform_rewards is not None:
+            rewards_of = _Transformed(rewards_of, transform_rewards)
         successor = self._arrays["successor"]
         rewards, discounts, last = n_step_returns(
             indices,
             n_steps=self.n_steps,
             gamma=self.gamma,
-            rewards=self._arrays["rewards"],
+            rewards=rewards_of,
             terminated=self._arrays["terminated"],
             successor=lambda rows: successor[rows],
         )
@@ -263,17 +290,34 @@ class ReplayBuffer:
         weights = None
         if self._tree is not None:
             probabilities = self._tree.get(indices) / self._tree.total
-            raw = (len(self) * probabilities) ** -self.beta
-            weights = to_tensor(raw / raw.max(), self.device)
-        return Transition(
+            weights = (len(self) * probabilities) ** -self.beta
+            weights /= weights.max()
+        actions = self._arrays["actions"]
+        next_masks = None if masks is None else masks[last]
+        if reuse and self._reused is not None and len(self._reused[0].rewards) == len(indices):
+            batch, arrays = self._reused
+            self._storage.gather(indices, out=arrays.observations)
+            self._storage.gather_next(last, out=arrays.next_observations)
+            np.take(actions, indices, out=arrays.actions, mode="clip")
+            arrays.rewards[...] = rewards
+            arrays.discounts[...] = discounts
+            if next_masks is not None:
+                arrays.next_action_masks[...] = next_masks
+            if weights is not None:
+                arrays.weights[...] = weights
+            return batch
+        batch = Transition(
             observations=to_tensors(self._storage.gather(indices), self.device),
-            actions=to_tensor(self._arrays["actions"][indices], self.device),
+            actions=to_tensor(actions[indices], self.device),
             rewards=to_tensor(rewards, self.device),
             discounts=to_tensor(discounts, self.device),
             next_observations=to_tensors(self._storage.gather_next(last), self.device),
-            next_action_masks=None if masks is None else to_tensor(masks[last], self.device),
-            weights=weights,
+            next_action_masks=None if next_masks is None else to_tensor(next_masks, self.device),
+            weights=None if weights is None else to_tensor(weights, self.device),
         )
+        if reuse and batch.rewards.device.type == "cpu":
+            self._reused = batch, Transition(*map(_as_arrays, batch))
+        return batch
 
     def sample(self, batch_size: int) -> Transition:
         """`gather(draw(batch_size))`."""
@@ -358,3 +402,20 @@ class ReplayBuffer:
             ValueError: it does not fit. In either case this buffer is unchanged.
         """
         self.load_state_dict(checkpoint.load(path, "replay"))
+
+
+def _as_arrays(field: Any) -> Any:
+    return None if field is None else map_arrays(lambda tensor: tensor.numpy(), field)
+
+
+class _Transformed:
+    """An array whose elements are transformed as they are read."""
+
+    def __init__(
+        self, array: NDArray[Any], function: Callable[[NDArray[Any]], NDArray[Any]]
+    ) -> None:
+        self._array = array
+        self._function = function
+
+    def __getitem__(self, indices: Indices) -> NDArray[Any]:
+        return self._function(self._array[indices])

@@ -39,7 +39,7 @@ def n_step_returns(
         Returns `(B,)`, discounts `(B,)`, and the rows `(B,)` whose s' is bootstrapped from.
     """
     last = indices
-    returns = rewards[indices].astype(np.float64)
+    returns = np.asarray(rewards[indices], np.float64)
     discounts = np.full(len(indices), gamma)
     for _ in range(n_steps - 1):
         following = successor(last)

@@ -37,11 +37,11 @@ class Storage(Protocol):
     def reserve(self, num_streams: int) -> None:
         """Make room for rows of so many streams, more than there were."""
 
-    def gather(self, slots: NDArray[np.int64]) -> Arrays:
-        """s of the given slots."""
+    def gather(self, slots: NDArray[np.int64], out: Arrays | None = None) -> Arrays:
+        """s of the given slots, in `out` if it is given."""
 
-    def gather_next(self, slots: NDArray[np.int64]) -> Arrays:
-        """s' of the given slots."""
+    def gather_next(self, slots: NDArray[np.int64], out: Arrays | None = None) -> Arrays:
+        """s' of the given slots, likewise."""
 
     def check(self, observations: Arrays, count: int, name: str) -> None:
         """Raise `ValueError` unless these are `count` observations of the space."""
@@ -89,13 +89,11 @@ class DenseStorage:
     def reserve(self, num_streams: int) -> None:
         pass  # whole observations need nothing of their stream
 
-    def gather(self, slots: NDArray[np.int64]) -> Arrays:
-        rows: Arrays = map_arrays(lambda array: array[slots], self._arrays["observations"])
-        return rows
+    def gather(self, slots: NDArray[np.int64], out: Arrays | None = None) -> Arrays:
+        return _take(self._arrays["observations"], slots, out)
 
-    def gather_next(self, slots: NDArray[np.int64]) -> Arrays:
-        rows: Arrays = map_arrays(lambda array: array[slots], self._arrays["next_observations"])
-        return rows
+    def gather_next(self, slots: NDArray[np.int64], out: Arrays | None = None) -> Arrays:
+        return _take(self._arrays["next_observations"], slots, out)
 
     def check(self, observations: Arrays, count: int, name: str) -> None:
         stored = self._arrays["observations"]
@@ -217,15 +215,19 @@ class FrameStorage:
         more = np.full((num_streams - len(self._tails), self._rows.shape[2]), -1, np.int64)
         self._tails = np.concatenate([self._tails, more])
 
-    def gather(self, slots: NDArray[np.int64]) -> Arrays:
-        return self._stacks(self._rows[0, slots])
+    def gather(self, slots: NDArray[np.int64], out: Arrays | None = None) -> Arrays:
+        return self._stacks(self._rows[0, slots], out)
 
-    def gather_next(self, slots: NDArray[np.int64]) -> Arrays:
-        return self._stacks(self._rows[1, slots])
+    def gather_next(self, slots: NDArray[np.int64], out: Arrays | None = None) -> Arrays:
+        return self._stacks(self._rows[1, slots], out)
 
-    def _stacks(self, places: NDArray[np.int32]) -> Arrays:
-        stacks: NDArray[Any] = self._frames[places].reshape(len(places), *self.shape)
-        return stacks
+    def _stacks(self, places: NDArray[np.int32], out: Arrays | None) -> Arrays:
+        if out is not None:
+            assert not isinstance(out, dict)
+            out = out.reshape(*places.shape, *self._frames.shape[1:])
+        stacks = _take(self._frames, places, out)
+        assert not isinstance(stacks, dict)
+        return stacks.reshape(len(places), *self.shape)
 
     def check(self, observations: Arrays, count: int, name: str) -> None:
         check_shape(name, observations, (count, *self.shape))
@@ -252,6 +254,22 @@ class FrameStorage:
         self._rows[:, :size] = state["rows"]
         self._tails[:] = state["tails"]
         self._added, self.oldest = int(state["added"]), int(state["oldest"])
+
+
+def _take(arrays: Arrays, slots: NDArray[Any], out: Arrays | None) -> Arrays:
+    """The rows at the slots. `out` may be of another dtype than the arrays."""
+
+    def take(array: NDArray[Any], into: NDArray[Any] | None = None) -> NDArray[Any]:
+        if into is None:
+            rows: NDArray[Any] = array[slots]
+            return rows
+        if into.dtype == array.dtype:
+            return np.take(array, slots, axis=0, out=into, mode="clip")  # "raise" would buffer
+        into[...] = array[slots]
+        return into
+
+    taken: Arrays = map_arrays(take, arrays) if out is None else map_arrays(take, arrays, out)
+    return taken
 
 
 def check_shape(name: str, array: Any, shape: tuple[int, ...]) -> None:

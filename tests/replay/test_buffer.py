@@ -485,3 +485,29 @@ def test_rows_that_frames_pushed_out_are_not_drawn() -> None:
     for s, s2 in seen:
         uniform.add(env_step(s)._replace(next_observations=s2))
     assert set(uniform.draw(2000).tolist()) == alive
+
+
+@pytest.mark.parametrize("prioritized", [False, True])
+def test_memory_that_is_used_again_holds_the_same_batch(prioritized: bool) -> None:
+    space = spaces.Dict(a=spaces.Box(-9, 9, (2,), np.float64), b=spaces.Box(0, 9, (3,), np.uint8))
+    buffer = ReplayBuffer(
+        20, space, gamma=0.9, n_steps=2, generator=np.random.default_rng(0), prioritized=prioritized
+    )
+    rng = np.random.default_rng(1)
+    space.seed(0)
+    for i in range(30):
+        s, s_next = ({k: part.sample()[None] for k, part in space.items()} for _ in range(2))
+        step = env_step(s["a"], terminated=i % 7 == 6)._replace(
+            observations=s, next_observations=s_next, next_action_masks=rng.random((1, 3)) < 0.5
+        )
+        buffer.add(step)
+    seen = []
+    for size in (8, 8, 5, 8):
+        slots = buffer.draw(size)
+        kept = buffer.gather(slots)
+        again = buffer.gather(slots, reuse=True)
+        for ours, theirs in zip(again, kept, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+        seen.append(again)
+    assert seen[0] is seen[1]
+    assert len({id(batch) for batch in seen}) == 3
