@@ -7,18 +7,21 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
-from dqn_adapters import replay
-from dqn_adapters.transition import EnvStep, Observations, Transition
+from dqn_adapters import replay as core
+from dqn_adapters.config import DQNConfig, checked_float
+from dqn_adapters.environments import Masks
+from dqn_adapters.transition import EnvStep, Transition, map_arrays, to_tensors
+
+Samples = ReplayBufferSamples | DictReplayBufferSamples
+Indices = NDArray[np.int64]
 
 
-def to_transition(
-    samples: ReplayBufferSamples | DictReplayBufferSamples, gamma: float
-) -> Transition:
+def to_transition(samples: Samples, gamma: float) -> Transition:
     """The samples of any Stable-Baselines3 replay buffer as the core's batch.
 
     Args:
@@ -45,17 +48,29 @@ class CoreReplayBuffer(ReplayBuffer):
     Args:
         buffer_size: Capacity in transitions of all environments together; the attribute of that
             name is, as in Stable-Baselines3, the capacity per environment.
-        observation_space: Any space of Stable-Baselines3 but `Dict`.
+        observation_space: Any space of Stable-Baselines3.
         action_space: A `Discrete`; actions are stored counted from 0.
         device: Where samples go.
         n_envs: Number of environments that add together.
-        optimize_memory_usage: Refused: both observations of a transition are stored.
+        optimize_memory_usage: Keep an observation once that is the next one of one transition and
+            the first of another, for half the memory. Right at time limits, with n-step returns and
+            for any number of environments; for a `Box` only.
         handle_timeout_termination: Treat an episode that a time limit ended as cut, not terminated.
+        n_steps: Rewards in a return.
+        gamma: Discount factor per step in it.
+        frame_stack: Observations are so many frames stacked along their first axis: every frame is
+            kept once.
+        prioritized: Sample in proportion to the priorities.
+        alpha: Exponent of the priorities.
+        beta: Exponent of the importance weights.
         generator: Source of the sampled indices. None: fresh entropy.
 
     Raises:
-        ValueError: `optimize_memory_usage` is True, or the observation space is a `Dict`.
+        ValueError: `optimize_memory_usage` or `frame_stack` does not fit the observation space, or
+            both are asked for; or a number is not accepted.
     """
+
+    replay: core.ReplayBuffer
 
     def __init__(
         self,
@@ -67,29 +82,49 @@ class CoreReplayBuffer(ReplayBuffer):
         optimize_memory_usage: bool = False,
         handle_timeout_termination: bool = True,
         *,
+        n_steps: int = DQNConfig.n_steps,
+        gamma: float = DQNConfig.gamma,
+        frame_stack: int | None = DQNConfig.frame_stack,
+        prioritized: bool = DQNConfig.prioritized_replay,
+        alpha: float = DQNConfig.priority_alpha,
+        beta: float = DQNConfig.priority_beta,
         generator: np.random.Generator | None = None,
     ) -> None:
         # Past ReplayBuffer, which would allocate its own arrays.
         super(ReplayBuffer, self).__init__(
             buffer_size, observation_space, action_space, device, n_envs=n_envs
         )
-        if isinstance(observation_space, spaces.Dict):
-            raise ValueError("CoreReplayBuffer does not support Dict observation spaces")
-        if optimize_memory_usage:
-            raise ValueError("CoreReplayBuffer does not support optimize_memory_usage=True")
-        self.optimize_memory_usage = False
+        checked_float("gamma", gamma, high=1.0)
+        if optimize_memory_usage and frame_stack is not None:
+            raise ValueError(
+                f"optimize_memory_usage=True and frame_stack={frame_stack} exclude each other; "
+                "frame_stack alone keeps every frame once, and with it every observation"
+            )
+        if optimize_memory_usage and not isinstance(observation_space, spaces.Box):
+            raise ValueError(
+                "optimize_memory_usage=True is for a Box of observations; it does not support "
+                f"{observation_space}"
+            )
+        self.optimize_memory_usage = optimize_memory_usage
         self.handle_timeout_termination = handle_timeout_termination
         self.buffer_size = max(buffer_size // n_envs, 1)
+        self._options: dict[str, Any] = {
+            "n_steps": n_steps,
+            "gamma": gamma,
+            "frame_stack": 1 if optimize_memory_usage else frame_stack,
+            "prioritized": prioritized,
+            "alpha": alpha,
+            "beta": beta,
+        }
         self.replay = self._make_replay(generator or np.random.default_rng())
 
-    def _make_replay(self, generator: np.random.Generator) -> replay.ReplayBuffer:
-        # gamma=1 leaves 1 - terminated in the discounts: the algorithm's gamma may yet change.
-        return replay.ReplayBuffer(
+    def _make_replay(self, generator: np.random.Generator) -> core.ReplayBuffer:
+        return core.ReplayBuffer(
             self.buffer_size * self.n_envs,
             self.observation_space,
-            gamma=1.0,
             generator=generator,
             num_envs=self.n_envs,
+            **self._options,
         )
 
     @property
@@ -101,66 +136,129 @@ class CoreReplayBuffer(ReplayBuffer):
     def generator(self, generator: np.random.Generator) -> None:
         self.replay.generator = generator
 
-    def __getattr__(self, name: str) -> NDArray[Any]:
+    @property
+    def has_masks(self) -> bool:
+        """Whether action masks are stored."""
+        return self.replay.has_masks
+
+    def size(self) -> int:
+        """Transitions stored, per environment."""
+        return -(-len(self.replay) // self.n_envs)
+
+    def __getattr__(self, name: str) -> Any:
         if name not in ReplayBufferSamples._fields[:5] or "replay" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        rows: torch.Tensor = getattr(self._get_samples(np.arange(len(self.replay))), name)
-        shape = rows.shape[1:] if name not in ("rewards", "dones") else ()
-        return rows.cpu().numpy().reshape(-1, self.n_envs, *shape)
+        size = self.size() * self.n_envs
+        if name in ("rewards", "dones"):  # of one step, whatever is sampled
+            stored = self.replay.state_dict()["arrays"][name.replace("dones", "terminated")][:size]
+            return stored.astype(np.float32).reshape(-1, self.n_envs)
+        rows = getattr(self._get_samples(np.arange(size)), name)
+        return map_arrays(
+            lambda part: part.cpu().numpy().reshape(-1, self.n_envs, *part.shape[1:]), rows
+        )
 
     def add(
         self,
-        obs: NDArray[Any],
-        next_obs: NDArray[Any],
+        obs: Any,
+        next_obs: Any,
         action: NDArray[Any],
         reward: NDArray[Any],
         done: NDArray[Any],
         infos: list[dict[str, Any]],
+        *,
+        valid: NDArray[np.bool_] | None = None,
+        next_action_masks: Masks | None = None,
     ) -> None:
-        """Store one step of all environments; see `ReplayBuffer.add`."""
+        """Store one step of all environments; see `ReplayBuffer.add`.
+
+        Args:
+            valid: `(n_envs,)`, False where an environment was only reset. None: none was.
+            next_action_masks: `(n_envs, A)`, the legal actions in the true next state.
+        """
         truncated = np.zeros(self.n_envs, np.bool_)
         if self.handle_timeout_termination:
             truncated[:] = [info.get("TimeLimit.truncated", False) for info in infos]
-        shape = (self.n_envs, *(self.observation_space.shape or ()))
         self.replay.add(
             EnvStep(
-                observations=np.reshape(obs, shape),
+                observations=self._shaped(obs),
                 actions=np.reshape(action, self.n_envs),
                 rewards=np.asarray(reward),
-                next_observations=np.reshape(next_obs, shape),
+                next_observations=self._shaped(next_obs),
                 terminated=np.asarray(done, np.bool_) & ~truncated,
                 truncated=truncated,
-                valid=np.ones(self.n_envs, np.bool_),
+                valid=np.ones(self.n_envs, np.bool_) if valid is None else valid,
+                next_action_masks=next_action_masks,
             )
         )
         self.pos = (self.pos + 1) % self.buffer_size
         self.full = self.full or self.pos == 0
+
+    def _shaped(self, observations: Any) -> Any:
+        if isinstance(self.observation_space, spaces.Dict):
+            return {
+                key: np.reshape(observations[key], (self.n_envs, *(space.shape or ())))
+                for key, space in self.observation_space.items()
+            }
+        return np.reshape(observations, (self.n_envs, *(self.observation_space.shape or ())))
 
     def reset(self) -> None:
         """Forget everything but the state of the generator."""
         super().reset()
         self.replay = self._make_replay(self.generator)
 
-    def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
-        """Draw `batch_size` transitions uniformly; normalised by `env` where it is given."""
-        return self._to_samples(self.replay.sample(batch_size), env)
+    def draw(self, batch_size: int, env: VecNormalize | None) -> tuple[Transition, Indices]:
+        """A batch for the learner, and where it lies, for `update_priorities`."""
+        indices = self.replay.draw(batch_size)
+        return self._gather(indices, env), indices
 
-    def _get_samples(
-        self, batch_inds: NDArray[np.int64], env: VecNormalize | None = None
-    ) -> ReplayBufferSamples:
-        return self._to_samples(self.replay.gather(batch_inds), env)
+    def update_priorities(self, indices: Indices, td_errors: ArrayLike | torch.Tensor) -> None:
+        """See `ReplayBuffer.update_priorities` of the core."""
+        self.replay.update_priorities(indices, td_errors)  # type: ignore[arg-type]
 
-    def _to_samples(self, batch: Transition, env: VecNormalize | None) -> ReplayBufferSamples:
-        data = (
-            self._observed(batch.observations, env),
-            batch.actions.numpy()[:, None],
-            self._observed(batch.next_observations, env),
-            1.0 - batch.discounts.numpy()[:, None],
-            self._normalize_reward(batch.rewards.numpy()[:, None], env),
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> Any:
+        """Draw `batch_size` transitions; normalised by `env` where it is given."""
+        return self._get_samples(self.replay.draw(batch_size), env)
+
+    def _get_samples(self, batch_inds: Indices, env: VecNormalize | None = None) -> Any:
+        batch = self._gather(batch_inds, env)
+        actions, rewards, discounts = (part[:, None] for part in batch[1:4])
+        terminated = discounts == 0
+        kind: Any = ReplayBufferSamples
+        if isinstance(batch.observations, dict):
+            kind = DictReplayBufferSamples
+        return kind(
+            batch.observations,
+            actions,
+            batch.next_observations,
+            terminated.float(),
+            rewards,
+            # Those of the terminated are multiplied by 0, whatever they are.
+            torch.where(terminated, self.replay.gamma, discounts)
+            if self.replay.n_steps > 1
+            else None,
         )
-        return ReplayBufferSamples(*(self.to_torch(array, copy=False) for array in data))
 
-    def _observed(self, observations: Observations, env: VecNormalize | None) -> NDArray[Any]:
-        assert isinstance(observations, torch.Tensor)
-        rows = observations.numpy().reshape(-1, *self.obs_shape)
-        return rows if env is None else np.asarray(env.normalize_obs(rows))
+    def _gather(self, indices: Indices, env: VecNormalize | None) -> Transition:
+        batch = self.replay.gather(
+            indices, transform_rewards=None if env is None else env.normalize_reward
+        )
+        return Transition(
+            observations=self._observed(batch.observations, env),
+            actions=batch.actions.to(self.device),
+            rewards=batch.rewards.to(self.device),
+            discounts=batch.discounts.to(self.device),
+            next_observations=self._observed(batch.next_observations, env),
+            next_action_masks=self._moved(batch.next_action_masks),
+            weights=self._moved(batch.weights),
+        )
+
+    def _moved(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
+        return None if tensor is None else tensor.to(self.device)
+
+    def _observed(self, observations: Any, env: VecNormalize | None) -> Any:
+        """Observations as the host has them sampled: in its shapes, and normalised."""
+        shapes = self.obs_shape
+        rows = map_arrays(
+            lambda part, shape: part.numpy().reshape(-1, *shape), observations, shapes
+        )
+        return to_tensors(rows if env is None else env.normalize_obs(rows), self.device)

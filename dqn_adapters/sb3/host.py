@@ -10,16 +10,21 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.vector import VectorEnv
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv
 
 
 def check_spaces(env: Any) -> None:
     """Raise `ValueError` unless the host can train DQN in these spaces, and encode what is seen."""
-    if not isinstance(env, gym.Env | VecEnv):
+    if isinstance(env, VectorEnv):
+        action_space, space = env.single_action_space, env.single_observation_space
+    elif isinstance(env, gym.Env | VecEnv):
+        action_space, space = env.action_space, env.observation_space
+    else:
         return  # of the old gym: the host converts it, or says what is missing
-    if not isinstance(env.action_space, spaces.Discrete):
-        raise ValueError(f"action space {env.action_space} is not supported; it must be a Discrete")
-    space = env.observation_space
+    if not isinstance(action_space, spaces.Discrete):
+        raise ValueError(f"action space {action_space} is not supported; it must be a Discrete")
     for part in space.spaces.values() if isinstance(space, spaces.Dict) else (space,):
         encodable = isinstance(
             part, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
@@ -29,6 +34,18 @@ def check_spaces(env: Any) -> None:
                 f"observation space {part} is not supported; it must be a Box, a Discrete or "
                 "MultiDiscrete that starts at 0, a MultiBinary, or a Dict of these"
             )
+
+
+def forget_hosts_buffer(model: Any) -> None:
+    """Let a model out of a file of the host choose its replay buffer: the host writes the class
+    that it chose itself as if it had been asked for."""
+    if model.replay_buffer_class in (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer):
+        model.replay_buffer_class = None
+        model.replay_buffer_kwargs = {
+            name: value
+            for name, value in model.replay_buffer_kwargs.items()
+            if name not in ("n_steps", "gamma")
+        }
 
 
 def keep_online(module: torch.nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -47,6 +47,8 @@ def test_the_hosts_arguments_come_first_then_ours_with_the_defaults_of_the_confi
     assert ours[: len(host)] == host
     added = {parameter.name: parameter.default for parameter in ours[len(host) :]}
     names = ["variant", "loss", "huber_delta", "target_update_unit", "exploration_steps"]
+    names += ["dueling", "prioritized_replay", "priority_alpha", "priority_beta"]
+    names += ["priority_beta_final", "priority_beta_steps", "frame_stack"]
     assert added == {name: getattr(DQNConfig(), name) for name in names}
 
 

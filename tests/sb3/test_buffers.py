@@ -146,9 +146,13 @@ def test_it_is_pickled_with_its_random_stream() -> None:
 
 
 def test_it_says_what_it_cannot_do() -> None:
-    with pytest.raises(ValueError, match="optimize_memory_usage"):
-        CoreReplayBuffer(9, SPACES["vector"], spaces.Discrete(2), optimize_memory_usage=True)
-    with pytest.raises(ValueError, match="Dict"):
-        CoreReplayBuffer(9, spaces.Dict({"a": SPACES["vector"]}), spaces.Discrete(2))
+    with pytest.raises(ValueError, match="optimize_memory_usage=True is for a Box"):
+        CoreReplayBuffer(9, spaces.Discrete(3), spaces.Discrete(2), optimize_memory_usage=True)
+    with pytest.raises(ValueError, match="frame_stack=2 exclude each other"):
+        CoreReplayBuffer(
+            9, SPACES["image"], spaces.Discrete(2), optimize_memory_usage=True, frame_stack=2
+        )
+    with pytest.raises(ValueError, match="frame_stack=2 needs a Box"):
+        CoreReplayBuffer(9, SPACES["vector"], spaces.Discrete(2), frame_stack=2)
     with pytest.raises(AttributeError, match="no attribute 'log_probs'"):
         CoreReplayBuffer(9, SPACES["vector"], spaces.Discrete(2)).log_probs  # noqa: B018

@@ -10,7 +10,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3 import HerReplayBuffer
-from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import (
     BitFlippingEnv,
@@ -84,10 +84,25 @@ def test_training_once_an_episode_is_the_hosts_unit(make: Any, variant: str) -> 
     [
         ({"replay_buffer_class": ReplayBuffer}, ReplayBuffer),
         ({"replay_buffer_class": CoreReplayBuffer}, CoreReplayBuffer),
-        ({"n_steps": 3}, NStepReplayBuffer),
+        ({"n_steps": 3}, CoreReplayBuffer),
+        (
+            {
+                "replay_buffer_class": NStepReplayBuffer,
+                "replay_buffer_kwargs": {"n_steps": 3, "gamma": 0.9},
+            },
+            NStepReplayBuffer,
+        ),
         (
             {
                 "optimize_memory_usage": True,
+                "replay_buffer_kwargs": {"handle_timeout_termination": False},
+            },
+            CoreReplayBuffer,
+        ),
+        (
+            {
+                "optimize_memory_usage": True,
+                "replay_buffer_class": ReplayBuffer,
                 "replay_buffer_kwargs": {"handle_timeout_termination": False},
             },
             ReplayBuffer,
@@ -125,7 +140,7 @@ def test_dict_observations(make: Any, variant: str) -> None:
     env = make_vec_env(dict_env, n_envs=2)
     for policy in ("MultiInputPolicy", MultiInputPolicy):
         model = make(env, policy=policy, variant=variant, buffer_size=200, policy_kwargs=None)
-        assert isinstance(model.replay_buffer, DictReplayBuffer)
+        assert isinstance(model.replay_buffer, CoreReplayBuffer)
         model.learn(60)
         assert model._n_updates > 0
     batch = {key: np.repeat(value, 3, axis=0) for key, value in env.reset().items()}

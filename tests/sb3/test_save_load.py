@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import stable_baselines3
 import torch
-from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import CallbackList, CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
@@ -103,13 +102,18 @@ def test_the_n_step_buffer_follows_the_gamma_that_load_is_given(make: Any, tmp_p
     model = make(n_steps=3, gamma=0.9)
     model.save(tmp_path / "model")
     loaded = DQN.load(tmp_path / "model", env=Chain(), device="cpu", gamma=0.5)
-    assert isinstance(loaded.replay_buffer, NStepReplayBuffer)
-    assert loaded.replay_buffer.gamma == loaded.gamma == loaded.learner.config.gamma == 0.5
+    assert loaded.gamma == loaded.learner.config.gamma == 0.5
+    loaded.learn(60)
+    discounts = loaded.replay_buffer.sample(500).discounts
+    assert {*np.unique(discounts)} == {0.5, 0.25, 0.125}
     host = make(cls=HOST, n_steps=3, gamma=0.9)
     host.save(tmp_path / "host")
     with pytest.warns(UserWarning, match="`n_steps=3` is ignored"):
         loaded = HOST.load(tmp_path / "host", env=Chain(), device="cpu", gamma=0.5)
     assert loaded.replay_buffer.gamma == 0.9
+    ours = DQN.load(tmp_path / "host", env=Chain(), device="cpu", gamma=0.5)  # of the host's file
+    assert isinstance(ours.replay_buffer, CoreReplayBuffer)
+    assert (ours.n_steps, ours.replay_buffer.replay.gamma) == (3, 0.5)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -183,11 +187,11 @@ def test_the_hosts_callbacks_save_and_evaluate(make: Any, tmp_path: Path) -> Non
         assert steps is None or loaded.num_timesteps == steps
     loaded = DQN.load(tmp_path / "step_80_steps", env=Chain(), device="cpu")
     loaded.load_replay_buffer(tmp_path / "step_replay_buffer_80_steps")
-    # At the checkpoint of step 80 the 80th transition has not been stored yet.
+    # The host leaves out the 80th transition, which it stores after its callbacks.
     assert isinstance(loaded.replay_buffer, CoreReplayBuffer)
-    assert loaded.replay_buffer.size() == 79
+    assert loaded.replay_buffer.size() == 80
     loaded.learn(20, reset_num_timesteps=False)
-    assert loaded.replay_buffer.size() == 99
+    assert loaded.replay_buffer.size() == 100
 
 
 def test_a_replay_buffer_is_saved_with_its_random_stream(make: Any, tmp_path: Path) -> None:

@@ -1,0 +1,292 @@
+"""Collecting experience: Stable-Baselines3's loop, which here loses and falsifies nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import stable_baselines3
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import (
+    MaybeCallback,
+    RolloutReturn,
+    TrainFreq,
+    TrainFrequencyUnit,
+)
+from stable_baselines3.common.utils import should_collect_more_steps
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+
+from dqn_adapters.environments import Masks
+from dqn_adapters.finite import check_finite
+from dqn_adapters.sb3.buffers import CoreReplayBuffer
+from dqn_adapters.sb3.masks import check_masking, masks_in
+from dqn_adapters.sb3.vector_env import VectorEnvAdapter
+
+
+class Collecting(stable_baselines3.DQN):
+    """The part of the algorithm that steps the environments and stores what they give.
+
+    Callbacks are called where the host calls them, before the step is stored, and see the host's
+    names in `locals`. When one ends the training, the step is taken up nevertheless, and the next
+    `learn(reset_num_timesteps=False)` goes on within the same phase of `train_freq`.
+    """
+
+    action_space: spaces.Discrete
+    replay_buffer: Any
+    _collected: tuple[int, int]  # calls of step and episodes since the last training phase
+    _experienced: tuple[int, int] | None  # environment steps and finished episodes of the last step
+    _schedule_timesteps: int  # the training's total when it began: the length of its schedules
+    _use_masking: bool | None
+    _action_masks: Masks | None  # the legal actions in _last_obs
+    _step_to_take_up: tuple[Any, ...] | None = None
+    _tap: Tap | None = None
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        resets = reset_num_timesteps or self._last_obs is None
+        began_with = 0 if reset_num_timesteps else self._schedule_timesteps or self._total_timesteps
+        host = super()._setup_learn
+        if isinstance(self.replay_buffer, CoreReplayBuffer):
+            # Past the host's, which marks the last row of a memory-lean buffer as an episode's end.
+            host = super(OffPolicyAlgorithm, self)._setup_learn
+        result = host(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        self._schedule_timesteps = began_with or self._total_timesteps
+        if resets:
+            if reset_num_timesteps:
+                self._collected = (0, 0)
+            self._take_up_masks()
+            if isinstance(self.replay_buffer, CoreReplayBuffer):
+                self.replay_buffer.replay.cut()  # what is stored may end within an episode
+        return result
+
+    def _take_up_masks(self) -> None:
+        assert self.env is not None
+        masks = masks_in(self.env.unwrapped.reset_infos, int(self.action_space.n))
+        check_masking(self.env, masks, self._use_masking)
+        if self._use_masking is False:
+            masks = None
+        if masks is not None and not isinstance(self.replay_buffer, CoreReplayBuffer):
+            raise ValueError(
+                f"replay_buffer_class={type(self.replay_buffer).__name__} cannot store action "
+                "masks; leave replay_buffer_class out, or call learn(use_masking=False)"
+            )
+        self._action_masks = masks
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        train_freq: TrainFreq,
+        replay_buffer: ReplayBuffer,
+        action_noise: ActionNoise | None = None,
+        learning_starts: int = 0,
+        log_interval: int | None = None,
+    ) -> RolloutReturn:
+        """Collect `train_freq` steps or episodes; see `OffPolicyAlgorithm.collect_rollouts`."""
+        self.policy.set_training_mode(False)
+        if env.num_envs > 1 and train_freq.unit is not TrainFrequencyUnit.STEP:
+            raise ValueError(
+                f"train_freq={tuple(train_freq)} is not accepted with {env.num_envs} environments; "
+                "train_freq must count steps"
+            )
+        callback.on_rollout_start()
+        num_collected_steps, num_collected_episodes = self._collected
+        continue_training = True
+        while continue_training and should_collect_more_steps(train_freq, *self._collected):
+            actions, buffer_actions = self._sample_action(
+                learning_starts, action_noise, env.num_envs
+            )
+            new_obs, rewards, dones, infos = self._step(env, actions)
+            valid = env.unwrapped.valid if isinstance(env.unwrapped, VectorEnvAdapter) else None
+            self.num_timesteps += env.num_envs if valid is None else int(valid.sum())
+            num_collected_steps += 1
+            self._step_to_take_up = (
+                *(replay_buffer, buffer_actions, new_obs, rewards, dones, infos),
+                *(valid, log_interval),
+            )
+            callback.update_locals(locals())
+            continue_training = callback.on_step()
+            self._take_up_step()
+            num_collected_steps, num_collected_episodes = self._collected
+        if continue_training:
+            callback.on_rollout_end()
+            self._collected = (0, 0)
+        return RolloutReturn(
+            num_collected_steps * env.num_envs, num_collected_episodes, continue_training
+        )
+
+    def _step(self, env: VecEnv, actions: NDArray[Any]) -> Any:
+        step = self.num_timesteps + 1
+        if self._vec_normalize_env is None:
+            new_obs, rewards, dones, infos = env.step(actions)
+            check_step(step, new_obs, rewards, dones, infos)
+            return new_obs, rewards, dones, infos
+        if self._tap is None or self._tap.venv is not self._vec_normalize_env.venv:
+            self._tap = Tap(self._vec_normalize_env.venv)
+        with self._tap.below(self._vec_normalize_env, step):
+            return env.step(actions)
+
+    def _take_up_step(self) -> None:
+        """Store the step that was made last, and count it; nothing if that is done."""
+        if self._step_to_take_up is None:
+            return
+        replay_buffer, actions, new_obs, rewards, dones, infos, valid, log_interval = (
+            self._step_to_take_up
+        )
+        self._step_to_take_up = None
+        self._update_info_buffer(infos, dones)
+        self._store_transition(replay_buffer, actions, new_obs, rewards, dones, infos, valid)
+        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        finished = int(dones.sum())
+        self._experienced = (len(dones) if valid is None else int(valid.sum()), finished)
+        self._on_step()
+        steps, episodes = self._collected
+        self._collected = (steps + 1, episodes + finished)
+        for _ in range(finished):
+            self._episode_num += 1
+            if log_interval is not None and self._episode_num % log_interval == 0:
+                self.dump_logs()
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: NDArray[Any],
+        new_obs: Any,
+        reward: NDArray[Any],
+        dones: NDArray[np.bool_],
+        infos: list[dict[str, Any]],
+        valid: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Store what the environment gave, not what a `VecNormalize` made of it."""
+        normalize = self._vec_normalize_env
+        terminal: dict[int, Any] = {
+            i: infos[i].get("terminal_observation") for i in np.flatnonzero(dones).tolist()
+        }
+        if normalize is None:
+            self._last_original_obs, original_obs = self._last_obs, new_obs
+        else:
+            original_obs, reward = normalize.get_original_obs(), normalize.get_original_reward()
+            assert self._tap is not None
+            terminal = self._tap.terminal_observations
+        next_obs = with_rows(original_obs, terminal)
+        if isinstance(replay_buffer, CoreReplayBuffer):
+            replay_buffer.add(
+                self._last_original_obs,
+                next_obs,
+                buffer_action,
+                reward,
+                dones,
+                infos,
+                valid=valid,
+                next_action_masks=self._next_masks(replay_buffer, dones, infos),
+            )
+        else:
+            if valid is not None and not valid.all():
+                raise ValueError(
+                    f"replay_buffer_class={type(replay_buffer).__name__} stores a step of all "
+                    "environments; with the autoreset mode NEXT_STEP leave replay_buffer_class out"
+                )
+            replay_buffer.add(
+                self._last_original_obs,  # type: ignore[arg-type]
+                deepcopy(next_obs),
+                buffer_action,
+                reward,
+                dones,
+                infos,
+            )
+        self._last_obs = new_obs
+        if normalize is not None:
+            self._last_original_obs = original_obs
+
+    def _next_masks(
+        self, replay_buffer: CoreReplayBuffer, dones: NDArray[np.bool_], infos: list[dict[str, Any]]
+    ) -> Masks | None:
+        """The masks of the true next states; those of `new_obs` are kept for the next actions."""
+        num_actions = int(self.action_space.n)
+        if self._use_masking is False:
+            return masks_in([{}] * len(dones), num_actions, expected=replay_buffer.has_masks)
+        expected = self._action_masks is not None or replay_buffer.has_masks
+        masks = masks_in(infos, num_actions, expected=expected)
+        if masks is not None:
+            assert self.env is not None
+            current = [*infos]
+            for i in np.flatnonzero(dones):
+                current[i] = self.env.unwrapped.reset_infos[i]
+            self._action_masks = masks_in(current, num_actions, expected=True)
+        return masks
+
+
+class Tap(VecEnvWrapper):
+    """Lies below a `VecNormalize` while it steps, and sees what that is given.
+
+    `VecNormalize` clips the terminal observation, and a clipped one cannot be restored. It also
+    takes what it is given into its running statistics, which one NaN would spoil.
+    """
+
+    terminal_observations: dict[int, Any]
+
+    @contextmanager
+    def below(self, normalize: VecNormalize, step: int) -> Iterator[None]:
+        """Within the block `normalize` steps the environments through this wrapper."""
+        self._step, normalize.venv = step, self
+        try:
+            yield
+        finally:
+            normalize.venv = self.venv
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        obs, rewards, dones, infos = self.venv.step_wait()
+        check_step(self._step, obs, rewards, dones, infos)
+        self.terminal_observations = {
+            i: infos[i].get("terminal_observation") for i in np.flatnonzero(dones).tolist()
+        }
+        return obs, rewards, dones, infos
+
+
+def check_step(step: int, obs: Any, rewards: Any, dones: Any, infos: Any) -> None:
+    """Raise `NonFiniteError` if a reward or an observation of environment step `step` is not
+    finite."""
+    check_finite(f"the reward at step {step}", rewards)
+    check_finite(f"the observation at step {step}", obs)
+    for i in np.flatnonzero(dones):
+        final = with_row_axis(infos[i].get("terminal_observation"))
+        check_finite(f"the final observation at step {step}", final, [int(i)])
+
+
+def with_row_axis(observation: Any) -> Any:
+    """One observation as a batch of one; None stays None."""
+    if isinstance(observation, dict):
+        return {key: np.asarray(value)[None] for key, value in observation.items()}
+    return None if observation is None else np.asarray(observation)[None]
+
+
+def with_rows(observations: Any, rows: dict[int, Any]) -> Any:
+    """A copy of the observations `(N, ...)` with some rows replaced, where these are not None."""
+    rows = {i: row for i, row in rows.items() if row is not None}
+    if not rows:
+        return observations
+    changed = deepcopy(observations)
+    for i, row in rows.items():
+        if isinstance(changed, dict):
+            for key in changed:
+                changed[key][i] = row[key]
+        else:
+            changed[i] = row
+    return changed

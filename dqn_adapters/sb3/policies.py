@@ -1,0 +1,68 @@
+"""What the core adds to the host's policies: a dueling head, masked greedy actions."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
+
+from dqn_adapters.environments import Masks
+from dqn_adapters.networks import q_head
+from dqn_adapters.targets import greedy_actions
+from dqn_adapters.transition import to_tensor
+
+
+class _Dueling(DQNPolicy):
+    """Put before a policy class: its networks get the core's dueling head."""
+
+    def make_q_net(self) -> QNetwork:
+        network = super().make_q_net()
+        if type(network).forward is not QNetwork.forward:
+            raise ValueError(
+                f"dueling=True replaces the head of Stable-Baselines3's QNetwork; "
+                f"{type(network).__name__} has a forward of its own: build the dueling head in it"
+            )
+        # A Sequential of one, whose type the host's annotations promise.
+        network.q_net = torch.nn.Sequential(
+            q_head(
+                network.features_dim,
+                int(network.action_space.n),
+                network.net_arch,
+                dueling=True,
+                activation=network.activation_fn,
+            )
+        )
+        return network.to(self.device)
+
+
+@functools.cache
+def dueling(policy_class: type[DQNPolicy]) -> type[DQNPolicy]:
+    """The policy class with a dueling head behind its features extractor (Wang et al. 2016).
+
+    It keeps the extractor, `net_arch`, `activation_fn` and optimiser of the class. `save` and
+    `load` of the policy work.
+
+    Raises:
+        ValueError: (when it is made) the class has a network of its own kind.
+    """
+    return type(f"Dueling{policy_class.__name__}", (_Dueling, policy_class), {})
+
+
+def masked_greedy(policy: DQNPolicy, observation: Any, action_masks: Masks) -> NDArray[np.int64]:
+    """The greedy actions among the legal ones, `(N,)`, counted from 0.
+
+    Args:
+        policy: Whose online network is asked.
+        observation: One observation or a batch of them, as `policy.predict` takes it.
+        action_masks: `(N, A)`, True is legal.
+    """
+    policy.set_training_mode(False)
+    observations, _ = policy.obs_to_tensor(observation)
+    with torch.no_grad():
+        chosen = greedy_actions(policy.q_net(observations), to_tensor(action_masks, policy.device))
+    actions: NDArray[np.int64] = chosen.cpu().numpy()
+    return actions
