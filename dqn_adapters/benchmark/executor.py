@@ -255,14 +255,18 @@ def _work(connection: Connection, store: Store, workers: int, log: Path) -> None
     _redirect_output(log)
     import torch
 
-    from dqn_adapters.benchmark.systems import train
+    from dqn_adapters.benchmark.systems import train, warm_up
 
     torch.set_num_threads(1)
+    warm: set[tuple[str, str]] = set()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             run: RunSpec = connection.recv()
             print(_heading(run), flush=True)
             try:
+                if (run.system, run.protocol) not in warm:
+                    warm_up(run)
+                    warm.add((run.system, run.protocol))
                 result = train(run, progress=connection.send, workers=workers)
                 store.save(result)
             except (BrokenPipeError, ConnectionResetError):

@@ -103,6 +103,8 @@ class Recorder:
         self.evaluations: list[Evaluation] = []
         self.evaluation_seconds: list[float] = []
         """Training seconds before each evaluation."""
+        self.cpu_seconds = 0.0
+        """Processor time of the training."""
 
         self._progress = progress
         self._next_progress = 0.0
@@ -111,6 +113,7 @@ class Recorder:
         self._greedy: Greedy | None = None
         self._seconds = 0.0
         self._since: float | None = None
+        self._cpu_since = 0.0
 
     def environment(self) -> gym.Env[Any, Any]:
         """The training environment: it counts steps and episodes, and its first reset takes the
@@ -126,7 +129,7 @@ class Recorder:
         episodes = self.run.evaluation.episodes
         self._evaluation = [make_environment(self.run.environment) for _ in range(episodes)]
         self._greedy = greedy
-        self._since = time.perf_counter()
+        self._start_clock()
         self.observe()
 
     def observe(self) -> None:
@@ -142,13 +145,13 @@ class Recorder:
                 f"system {self.run.system!r} did not call observe() between environment steps "
                 f"{points[point]} and {points[point + 1]}"
             )
-        self._seconds += time.perf_counter() - self._since
+        self._stop_clock()
         self.evaluation_seconds.append(self._seconds)
         returns, lengths = evaluate(
             self._greedy, self._evaluation, self.run.evaluation_seeds(point)
         )
         self.evaluations.append(Evaluation(self.timestep, returns, lengths))
-        self._since = time.perf_counter()
+        self._start_clock()
 
     def finish(self) -> float:
         """Close the environments.
@@ -162,7 +165,7 @@ class Recorder:
         if self._since is None:
             raise RuntimeError(f"system {self.run.system!r} never called start()")
         self.observe()
-        self._seconds += time.perf_counter() - self._since
+        self._stop_clock()
         self.close()
         if self.timestep != self.run.total_timesteps:
             raise RuntimeError(
@@ -177,6 +180,14 @@ class Recorder:
             if environment is not None:
                 environment.close()
         self._evaluation, self._training = [], None
+
+    def _start_clock(self) -> None:
+        self._since, self._cpu_since = time.perf_counter(), time.process_time()
+
+    def _stop_clock(self) -> None:
+        assert self._since is not None
+        self._seconds += time.perf_counter() - self._since
+        self.cpu_seconds += time.process_time() - self._cpu_since
 
     def _stepped(self) -> None:
         self.timestep += 1

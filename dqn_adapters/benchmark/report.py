@@ -34,6 +34,8 @@ FAMILIES = {"native": "Native agent", "sb3": "Stable-Baselines3", "tianshou": "T
 
 _OTHERS = "Your systems"
 _REFERENCE = "-reference"
+_IDLE_SHARE = 0.9
+"""A training of one thread that gets less of a core has shared it."""
 
 
 class ReportError(Exception):
@@ -154,6 +156,10 @@ class Report:
 
     versions: Mapping[str, str]
     machines: tuple[str, ...]
+    busy: float | None
+    """Share of a core that the trainings got, if it is so small that others must have used the
+    machine."""
+
     commands: tuple[str, ...]
     made: str
     intervals: bool
@@ -247,6 +253,7 @@ def collect(suite: Suite, store: Store, *, asked_as: str) -> Report:
         implementations={name: label for name, label in systems.LABELS.items() if name in present},
         versions=_merged(result.versions for result in used),
         machines=tuple(_machines(used)),
+        busy=_busy(used),
         commands=(_run_command(used, suite, asked_as), f"dqn-bench report {asked_as}"),
         made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         intervals=min(counts) >= MIN_SAMPLES,
@@ -559,6 +566,12 @@ def _machines(results: Sequence[RunResult]) -> Iterable[str]:
         yield text if len(counts) == 1 else f"{text} ({_count(count, 'run')})"
 
 
+def _busy(results: Sequence[RunResult]) -> float | None:
+    cpu = sum(result.timing.cpu_seconds for result in results)
+    share = cpu / sum(result.timing.training_seconds for result in results)
+    return share if share < _IDLE_SHARE else None
+
+
 def _run_command(used: Sequence[RunResult], suite: Suite, asked_as: str) -> str:
     """The shortest command that makes the runs in the report."""
     command = f"dqn-bench run {asked_as}"
@@ -609,7 +622,7 @@ def _by_value(mapping: Mapping[str, str]) -> list[tuple[str, list[str]]]:
 
 
 def _number(value: float) -> str:
-    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{round(value, 1) + 0.0:.1f}"  # no -0.0
     return text.replace("-", "\N{MINUS SIGN}")
 
 

@@ -40,6 +40,9 @@ class Timing:
     updates: int
     """Gradient updates made."""
 
+    cpu_seconds: float
+    """Processor time of training. Much less than the wall clock: others used the machine."""
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -166,6 +169,7 @@ class Store:
                     result["training_seconds"],
                     tuple(result["evaluation_seconds"]),
                     result["updates"],
+                    result["cpu_seconds"],
                 ),
                 versions=result["versions"],
                 machine=result["machine"],

@@ -7,6 +7,7 @@ A system of yours is a function `train(run: RunSpec, recorder: Recorder) -> int`
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from dqn_adapters._extras import require
 from dqn_adapters.benchmark import levelling
 from dqn_adapters.benchmark.provenance import machine, versions
 from dqn_adapters.benchmark.recorder import Greedy, Recorder
-from dqn_adapters.benchmark.spec import RunSpec
+from dqn_adapters.benchmark.spec import EvaluationSpec, RunSpec
 from dqn_adapters.benchmark.store import RunResult, Timing
 from dqn_adapters.config import VARIANTS, DQNConfig, Variant
 
@@ -117,11 +118,31 @@ def train(
         run=run,
         evaluations=tuple(recorder.evaluations),
         episodes=tuple(recorder.episodes),
-        timing=Timing(seconds, tuple(recorder.evaluation_seconds), int(updates)),
+        timing=Timing(
+            seconds, tuple(recorder.evaluation_seconds), int(updates), recorder.cpu_seconds
+        ),
         versions=versions(),
         machine=machine(),
         workers=workers,
     )
+
+
+def warm_up(run: RunSpec) -> None:
+    """Train for a moment what is about to be timed: libraries compile and load at first use.
+
+    The numbers of a run do not depend on it, for every run seeds everything anew. A user's system
+    is left alone.
+    """
+    if run.system not in {system.name for system in SYSTEMS}:
+        return
+    freq = run.config.train_freq
+    moment = dataclasses.replace(
+        run,
+        config=dataclasses.replace(run.config, learning_starts=freq),
+        total_timesteps=3 * freq,
+        evaluation=EvaluationSpec((0, 3 * freq), 1),
+    )
+    train(moment)
 
 
 def _train_native(run: RunSpec, recorder: Recorder) -> int:

@@ -121,6 +121,7 @@ def test_training_episodes_are_recorded() -> None:
 def test_evaluation_is_off_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(module.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(module.time, "process_time", lambda: now / 2)
 
     def slow(observations: NDArray[Any]) -> NDArray[Any]:
         nonlocal now
@@ -139,6 +140,7 @@ def test_evaluation_is_off_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         recorder.observe()
     now += 0.5
     assert recorder.finish() == 20.5
+    assert recorder.cpu_seconds == 10.25
     assert recorder.evaluation_seconds == [0.0, 12.0, 20.0]
 
 

@@ -17,7 +17,12 @@ from dqn_adapters.benchmark.systems import SYSTEMS
 Make = Callable[..., Suite]
 
 
-def result(run: RunSpec, score: Callable[[RunSpec, int], float], seconds: float = 2.0) -> RunResult:
+def result(
+    run: RunSpec,
+    score: Callable[[RunSpec, int], float],
+    seconds: float = 2.0,
+    cpu_share: float = 0.99,
+) -> RunResult:
     timesteps = run.evaluation.timesteps
     return RunResult(
         run=run,
@@ -26,7 +31,12 @@ def result(run: RunSpec, score: Callable[[RunSpec, int], float], seconds: float 
             for step in timesteps
         ),
         episodes=(Episode(9, 9.0, 9),),
-        timing=Timing(seconds, tuple(np.linspace(0, seconds, len(timesteps))), 24),
+        timing=Timing(
+            seconds,
+            tuple(np.linspace(0, seconds, len(timesteps))),
+            24,
+            cpu_share * seconds,
+        ),
         versions={"python": "3.11", "torch": "2.13.0"},
         machine={
             "system": "Linux x86_64",
@@ -189,6 +199,17 @@ def test_runs_that_did_not_learn_are_named(make_suite: Make, store: Store) -> No
     fill(suite, store, lambda run, step: 9.0 if run.config.variant == "vanilla" else 9.0 + step)
     summary = " ".join(collect(suite, store, asked_as="small").summary)
     assert "2 of 4 runs end no higher than they began, untrained: native-vanilla (2" in summary
+
+
+def test_a_busy_machine_is_told(make_suite: Make, store: Store, tmp_path: Path) -> None:
+    suite = make_suite(["native-double"])
+    runs = suite.runs()
+    store.save(result(runs[0], rising))
+    text = Page(write_report(suite, store, tmp_path / "out", asked_as="small")).text
+    assert "of a core" not in text
+    store.save(result(runs[1], rising, cpu_share=0.25))
+    text = Page(write_report(suite, store, tmp_path / "out", asked_as="small")).text
+    assert "The trainings got 62 % of a core" in text
 
 
 def test_another_configuration_in_the_folder_is_left_out_and_said(

@@ -30,7 +30,7 @@ RESULT = RunResult(
     run=RUN,
     evaluations=(Evaluation(0, (9.0, 11.0), (9, 11)), Evaluation(8, (20.0, 0.1), (20, 1))),
     episodes=(Episode(3, 3.0, 3), Episode(8, 1 / 3, 5)),
-    timing=Timing(1.5, (0.0, 1.5), 4),
+    timing=Timing(1.5, (0.0, 1.5), 4, 1.25),
     versions={"torch": "1.0"},
     machine={"cores": 2},
     workers=2,
@@ -73,7 +73,7 @@ def test_a_run_that_cannot_be_written_leaves_nothing(
 
 def test_a_run_that_is_there_stays(store: Store) -> None:
     store.save(RESULT)
-    store.save(dataclasses.replace(RESULT, timing=Timing(9.0, (0.0, 9.0), 4)))
+    store.save(dataclasses.replace(RESULT, timing=Timing(9.0, (0.0, 9.0), 4, 9.0)))
     assert store.load(RUN.name).timing.training_seconds == 1.5
     assert store.names() == [RUN.name]
     assert not list(store.path.glob(".*"))

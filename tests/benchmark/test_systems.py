@@ -114,6 +114,19 @@ def test_the_same_run_twice_gives_the_same_numbers(name: str, trained: dict[str,
     assert other.result.episodes != first.result.episodes
 
 
+@pytest.mark.parametrize("name", ["native-double", "sb3-reference", "tianshou-reference-double"])
+def test_warming_up_changes_no_number(name: str, trained: dict[str, Trained]) -> None:
+    run = trained[name].result.run
+    systems.warm_up(run)
+    again = train(run)
+    assert again.after == trained[name].after
+    assert again.result.evaluations == trained[name].result.evaluations
+
+
+def test_systems_of_users_are_not_warmed_up(make_suite: Make) -> None:
+    systems.warm_up(make_suite(["exits"], seeds="[1]").runs()[0])  # it would end this process
+
+
 @pytest.mark.parametrize("implementation", ["native", "sb3", "tianshou"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_core_gets_the_levelled_configuration_through_every_adapter(
