@@ -30,6 +30,7 @@ from dqn_adapters.tianshou.buffers import (  # noqa: E402
 )
 from dqn_adapters.tianshou.networks import QNet  # noqa: E402
 from dqn_adapters.tianshou.policy import DQNPolicy  # noqa: E402
+from dqn_adapters.tianshou.resume import load_checkpoint, save_checkpoint  # noqa: E402
 from dqn_adapters.tianshou.trainer import DQNTrainer, trainer_params  # noqa: E402
 
 __all__ = [
@@ -42,6 +43,8 @@ __all__ = [
     "QNet",
     "ReplayBuffer",
     "VectorReplayBuffer",
+    "load_checkpoint",
     "make_buffer",
+    "save_checkpoint",
     "trainer_params",
 ]

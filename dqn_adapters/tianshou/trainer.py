@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from tianshou.trainer import OffPolicyTrainer, OffPolicyTrainerParams
 from dqn_adapters.config import DQNConfig, checked_int
 from dqn_adapters.finite import NonFiniteError
 from dqn_adapters.tianshou.buffers import break_off
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from dqn_adapters.tianshou.algorithm import DQN
@@ -63,8 +66,15 @@ class DQNTrainer(OffPolicyTrainer):
         """Begin the training; see Tianshou's `Trainer.reset`."""
         self._samples = self._updates = 0
         self.algorithm.start_schedule(self.params.max_epochs * self.params.epoch_num_steps)
+        buffer, updates = self.params.training_collector.buffer, self.algorithm.learner.num_updates
+        if updates and not len(buffer):
+            log.warning(
+                "the replay buffer is empty, and the algorithm has made %d updates: "
+                "Collector.reset empties a loaded buffer, unless reset_buffer=False",
+                updates,
+            )
         if reset_collectors:
-            break_off(self.params.training_collector.buffer)
+            break_off(buffer)
         super().reset(reset_collectors, reset_collector_buffers)
 
     def _collect_training_data(self) -> CollectStats:
