@@ -209,7 +209,7 @@ class CoreReplayBuffer(ReplayBuffer):
     def draw(self, batch_size: int, env: VecNormalize | None) -> tuple[Transition, Indices]:
         """A batch for the learner, and where it lies, for `update_priorities`."""
         indices = self.replay.draw(batch_size)
-        return self._gather(indices, env), indices
+        return self._gather(indices, env, reuse=True), indices
 
     def update_priorities(self, indices: Indices, td_errors: ArrayLike | torch.Tensor) -> None:
         """See `ReplayBuffer.update_priorities` of the core."""
@@ -238,10 +238,14 @@ class CoreReplayBuffer(ReplayBuffer):
             else None,
         )
 
-    def _gather(self, indices: Indices, env: VecNormalize | None) -> Transition:
-        batch = self.replay.gather(
-            indices, transform_rewards=None if env is None else env.normalize_reward
-        )
+    def _gather(
+        self, indices: Indices, env: VecNormalize | None, reuse: bool = False
+    ) -> Transition:
+        normalize = None if env is None else env.normalize_reward
+        batch = self.replay.gather(indices, transform_rewards=normalize, reuse=reuse)
+        shaped = self.obs_shape == self.observation_space.shape
+        if env is None and shaped and self.device.type == "cpu":
+            return batch
         return Transition(
             observations=self._observed(batch.observations, env),
             actions=batch.actions.to(self.device),

@@ -26,6 +26,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 from dqn_adapters.environments import Masks
 from dqn_adapters.finite import check_finite
+from dqn_adapters.learner import DQNLearner
 from dqn_adapters.sb3.buffers import CoreReplayBuffer
 from dqn_adapters.sb3.masks import check_masking, masks_in
 from dqn_adapters.sb3.vector_env import VectorEnvAdapter
@@ -40,6 +41,7 @@ class Collecting(stable_baselines3.DQN):
     """
 
     action_space: spaces.Discrete
+    learner: DQNLearner
     replay_buffer: Any
     _collected: tuple[int, int]  # calls of step and episodes since the last training phase
     _experienced: tuple[int, int] | None  # environment steps and finished episodes of the last step
@@ -97,7 +99,7 @@ class Collecting(stable_baselines3.DQN):
         log_interval: int | None = None,
     ) -> RolloutReturn:
         """Collect `train_freq` steps or episodes; see `OffPolicyAlgorithm.collect_rollouts`."""
-        self.policy.set_training_mode(False)
+        self._set_training_mode(False)
         if env.num_envs > 1 and train_freq.unit is not TrainFrequencyUnit.STEP:
             raise ValueError(
                 f"train_freq={tuple(train_freq)} is not accepted with {env.num_envs} environments; "
@@ -128,6 +130,11 @@ class Collecting(stable_baselines3.DQN):
         return RolloutReturn(
             num_collected_steps * env.num_envs, num_collected_episodes, continue_training
         )
+
+    def _set_training_mode(self, mode: bool) -> None:
+        """The host sets it twice in every step; to a plain MLP it is all the same."""
+        if self.learner.execution != "kernel":
+            self.policy.set_training_mode(mode)
 
     def _step(self, env: VecEnv, actions: NDArray[Any]) -> Any:
         step = self.num_timesteps + 1

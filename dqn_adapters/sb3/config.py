@@ -116,6 +116,12 @@ def check_replay_options(model: DQN, config: DQNConfig) -> None:
     elif config.frame_stack is not None:
         check_frame_stack(model.env, config.frame_stack)
     env = model.env
+    normalize = model.get_vec_normalize_env()
+    if normalize is not None and normalize.observation_space != model.observation_space:
+        raise ValueError(
+            "VecNormalize must be the outermost wrapper: what is stored is what it is given, "
+            f"{normalize.observation_space}, and the model sees {model.observation_space}"
+        )
     base = None if env is None else env.unwrapped
     if env is not None and isinstance(base, VectorEnvAdapter) and base.resets_in_next_step:
         if cls is not None and not issubclass(cls, CoreReplayBuffer):
@@ -139,9 +145,10 @@ def check_frame_stack(env: VecEnv | None, frame_stack: int) -> None:
             transposed = True
         if isinstance(env, VecFrameStack):
             stacked = env.stacked_obs
-            if env.n_stack != frame_stack:
+            if stacked.n_stack != frame_stack:
                 raise ValueError(
-                    f"frame_stack={frame_stack} does not fit VecFrameStack(n_stack={env.n_stack})"
+                    f"frame_stack={frame_stack} does not fit "
+                    f"VecFrameStack(n_stack={stacked.n_stack})"
                 )
             last = not getattr(stacked, "channels_first", False)
             if last and not transposed and len(env.observation_space.shape or ()) > 1:

@@ -7,7 +7,6 @@ from typing import Any, Self
 
 import numpy as np
 import stable_baselines3
-import torch
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from numpy.typing import ArrayLike, NDArray
@@ -18,8 +17,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from dqn_adapters.config import DQNConfig, Loss, TargetUpdateUnit, Variant
 from dqn_adapters.environments import Masks, as_masks
+from dqn_adapters.execution import Execution
 from dqn_adapters.exploration import beta_schedule, epsilon_greedy, epsilon_schedule
-from dqn_adapters.learner import DQNLearner, UpdateMetrics
+from dqn_adapters.learner import DQNLearner, UpdateMetrics, mean_metrics
 from dqn_adapters.replay import ReplayBuffer
 from dqn_adapters.sb3.buffers import CoreReplayBuffer, to_transition
 from dqn_adapters.sb3.collect import Collecting
@@ -36,14 +36,23 @@ from dqn_adapters.sb3.host import (
     keep_online,
 )
 from dqn_adapters.sb3.masks import with_mask_info
+from dqn_adapters.sb3.policies import as_mlp, masked_greedy
 from dqn_adapters.sb3.policies import dueling as with_dueling_head
-from dqn_adapters.sb3.policies import masked_greedy
 from dqn_adapters.sb3.resume import load_full, save_full
 from dqn_adapters.sb3.streams import continue_streams, get_streams, set_streams
 from dqn_adapters.sb3.vector_env import VectorEnvAdapter
 
 Observation = NDArray[Any] | dict[str, NDArray[Any]]
 States = tuple[NDArray[Any], ...] | None
+
+LOGGED = {
+    "loss": "loss",
+    "td_error": "td_error",
+    "qf_mean_value": "q_value",
+    "td_target": "td_target",
+    "grad_norm": "grad_norm",
+}
+"""What is logged under `train/`, and what it is in the learner's metrics."""
 
 
 class DQN(Collecting):
@@ -83,6 +92,7 @@ class DQN(Collecting):
             `learn` that began the training.
         frame_stack: Observations are so many frames stacked along the first axis of what the model
             sees (images have their channels first): the replay buffer keeps every frame once.
+        execution: How the learner computes; see `DQNLearner`.
 
     Raises:
         ValueError: a hyper-parameter is not accepted; see `DQNConfig`. Or two of them exclude each
@@ -111,6 +121,7 @@ class DQN(Collecting):
         priority_beta_final: float = DQNConfig.priority_beta_final,
         priority_beta_steps: int | None = DQNConfig.priority_beta_steps,
         frame_stack: int | None = DQNConfig.frame_stack,
+        execution: Execution = "auto",
         **kwargs: Any,
     ) -> None:
         self.variant = variant
@@ -125,6 +136,7 @@ class DQN(Collecting):
         self.priority_beta_final = priority_beta_final
         self.priority_beta_steps = priority_beta_steps
         self.frame_stack = frame_stack
+        self.execution = execution
         self._counts: dict[Any, int] = {}
         self._collected, self._experienced, self._schedule_timesteps = (0, 0), None, 0
         self._use_masking, self._action_masks = None, None
@@ -169,7 +181,12 @@ class DQN(Collecting):
     def _make_learner(self, config: DQNConfig) -> None:
         self._live = live_values(self)
         self.learner = DQNLearner(
-            self.q_net, config, target_net=self.q_net_target, optimizer=self.policy.optimizer
+            self.q_net,
+            config,
+            target_net=self.q_net_target,
+            optimizer=self.policy.optimizer,
+            execution=self.execution,
+            as_mlp=as_mlp,
         )
         self.learner.counts.update(
             # A model that the host saved has its own counters only.
@@ -273,8 +290,12 @@ class DQN(Collecting):
         self, observation: Observation, epsilon: float, masks: Masks | None
     ) -> NDArray[np.int64]:
         """Epsilon-greedy actions, counted from 0."""
+        batched = self.policy.is_vectorized_observation(observation)
 
         def greedy() -> NDArray[np.int64]:
+            if self.learner.execution == "kernel" and not isinstance(observation, dict):
+                rows = observation if batched else observation[None]
+                return self.learner.greedy_actions(rows, masks)
             if masks is None:
                 return np.atleast_1d(self.policy.predict(observation)[0])
             return masked_greedy(self.policy, observation, masks)
@@ -287,7 +308,7 @@ class DQN(Collecting):
             generator=self._generator,
             action_masks=masks,
         )
-        return actions if self.policy.is_vectorized_observation(observation) else actions[0]
+        return actions if batched else actions[0]
 
     def _count(self, observation: Observation) -> int:
         if not self.policy.is_vectorized_observation(observation):
@@ -313,7 +334,7 @@ class DQN(Collecting):
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Make `gradient_steps` updates, each on `batch_size` sampled transitions."""
-        self.policy.set_training_mode(True)
+        self._set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         if self._live != live_values(self) or self.policy.optimizer is not self.learner.optimizer:
             self._make_learner(to_config(self))
@@ -323,7 +344,7 @@ class DQN(Collecting):
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if metrics:
-            self._record(UpdateMetrics(*map(torch.stack, zip(*metrics, strict=True))))
+            self._record(mean_metrics(metrics))
 
     def _follow(self, replay: ReplayBuffer) -> None:
         """Hyper-parameters of the buffer as they are now."""
@@ -342,17 +363,9 @@ class DQN(Collecting):
         buffer.update_priorities(indices, metrics.td_error)
         return metrics
 
-    def _record(self, metrics: UpdateMetrics) -> None:
-        means = {
-            "train/loss": metrics.loss.mean(),
-            "train/td_error": metrics.td_error.abs().mean(),
-            "train/qf_mean_value": metrics.q_value.mean(),
-            "train/td_target": metrics.td_target.mean(),
-            "train/grad_norm": metrics.grad_norm.mean(),
-        }
-        # One transfer for all: on a GPU each would wait for the device.
-        for key, value in zip(means, torch.stack([*means.values()]).tolist(), strict=True):
-            self.logger.record(key, value)
+    def _record(self, means: dict[str, float]) -> None:
+        for key, name in LOGGED.items():
+            self.logger.record(f"train/{key}", means[name])
 
     def save(
         self,

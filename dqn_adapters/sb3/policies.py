@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 
 from dqn_adapters.environments import Masks
@@ -50,6 +53,18 @@ def dueling(policy_class: type[DQNPolicy]) -> type[DQNPolicy]:
         ValueError: (when it is made) the class has a network of its own kind.
     """
     return type(f"Dueling{policy_class.__name__}", (_Dueling, policy_class), {})
+
+
+def as_mlp(network: torch.nn.Module) -> torch.nn.Sequential | None:
+    """The plain MLP in the host's `QNetwork`; see `execution.AsMLP`."""
+    if type(network) is not QNetwork or type(network.features_extractor) is not FlattenExtractor:
+        return None
+    space = network.observation_space
+    scaled = network.normalize_images and is_image_space(space)
+    numbers = isinstance(space, spaces.MultiBinary) or (
+        isinstance(space, spaces.Box) and not scaled
+    )
+    return network.q_net if numbers else None
 
 
 def masked_greedy(policy: DQNPolicy, observation: Any, action_masks: Masks) -> NDArray[np.int64]:

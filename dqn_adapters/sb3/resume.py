@@ -18,6 +18,7 @@ import cloudpickle  # type: ignore[import-untyped]
 import gymnasium as gym
 import numpy as np
 import torch
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
@@ -111,6 +112,11 @@ def load_full(model: DQN, path: Any, *, required: bool) -> None:
             model.replay_buffer = rest["replay_buffer"]
             model.replay_buffer.device = model.device
     _set_episode(model, rest)
+    buffer = model.replay_buffer
+    if isinstance(buffer, HerReplayBuffer) and model.env is not None:
+        buffer.set_env(model.env)
+        if model._last_obs is None:
+            buffer.truncate_last_trajectory()
     _set_random_states(model, rest["random"])
 
 

@@ -105,6 +105,13 @@ class VectorEnvAdapter(VecEnv):
         values = call(attr_name)
         return [values[i] for i in self._get_indices(indices)]
 
+    def has_attr(self, attr_name: str) -> bool:
+        # Not by trying: an environment in another process would not survive the error.
+        try:
+            return all(self.env_method("has_wrapper_attr", attr_name))
+        except AttributeError:
+            return False
+
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
         values = list(self.get_attr(attr_name))
         for i in self._get_indices(indices):
