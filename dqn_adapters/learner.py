@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from dqn_adapters.config import DQNConfig, Loss, Variant
 from dqn_adapters.execution import AsMLP, Execution, as_mlp, make_kernels
+from dqn_adapters.finite import check_loss
 from dqn_adapters.targets import double_q_learning_target, greedy_actions, q_learning_target
 from dqn_adapters.transition import Arrays, Observations, Transition, to_tensor, to_tensors
 
@@ -253,6 +254,7 @@ class DQNLearner:
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             seen = (loss.detach(), *per_row)
+        check_loss(seen[0], self.num_updates)
         in_updates = self.config.target_update_unit == "updates" and self.num_updates > 0
         if in_updates and self.num_updates % self.config.target_update_interval == 0:
             self.sync_target()

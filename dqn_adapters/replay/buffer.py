@@ -148,11 +148,6 @@ class ReplayBuffer:
         return "next_action_masks" in self._arrays
 
     @property
-    def has_masks(self) -> bool:
-        """Whether action masks are stored."""
-        return "next_action_masks" in self._arrays
-
-    @property
     def prioritized(self) -> bool:
         """Whether sampling is prioritised."""
         return self._tree is not None
@@ -411,19 +406,6 @@ class ReplayBuffer:
 
 def _as_arrays(field: Any) -> Any:
     return None if field is None else map_arrays(lambda tensor: tensor.numpy(), field)
-
-
-class _Transformed:
-    """An array whose elements are transformed as they are read."""
-
-    def __init__(
-        self, array: NDArray[Any], function: Callable[[NDArray[Any]], NDArray[Any]]
-    ) -> None:
-        self._array = array
-        self._function = function
-
-    def __getitem__(self, indices: Indices) -> NDArray[Any]:
-        return self._function(self._array[indices])
 
 
 class _Transformed:
