@@ -7,6 +7,16 @@ require("stable_baselines3", extra="sb3")
 from stable_baselines3.dqn import CnnPolicy, MlpPolicy, MultiInputPolicy  # noqa: E402
 
 from dqn_adapters.sb3.buffers import CoreReplayBuffer  # noqa: E402
+from dqn_adapters.sb3.callbacks import OverestimationCallback  # noqa: E402
 from dqn_adapters.sb3.dqn import DQN  # noqa: E402
+from dqn_adapters.sb3.vector_env import VectorEnvAdapter  # noqa: E402
 
-__all__ = ["DQN", "CnnPolicy", "CoreReplayBuffer", "MlpPolicy", "MultiInputPolicy"]
+__all__ = [
+    "DQN",
+    "CnnPolicy",
+    "CoreReplayBuffer",
+    "MlpPolicy",
+    "MultiInputPolicy",
+    "OverestimationCallback",
+    "VectorEnvAdapter",
+]

@@ -81,3 +81,14 @@ def masked_greedy(policy: DQNPolicy, observation: Any, action_masks: Masks) -> N
         chosen = greedy_actions(policy.q_net(observations), to_tensor(action_masks, policy.device))
     actions: NDArray[np.int64] = chosen.cpu().numpy()
     return actions
+
+
+def action_values(
+    policy: DQNPolicy, observations: Any, actions: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Q(s, a) of the online network, `(N,)`, for a batch of observations and the actions taken."""
+    tensors, _ = policy.obs_to_tensor(observations)
+    with torch.no_grad():
+        chosen = to_tensor(np.asarray(actions, np.int64), policy.device)[:, None]
+        values: NDArray[np.float32] = policy.q_net(tensors).gather(1, chosen)[:, 0].cpu().numpy()
+    return values

@@ -1,0 +1,84 @@
+"""The estimate against the realised return; the progress bar; formats of the logger."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from support import Chain
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dqn_adapters.config import VARIANTS
+from dqn_adapters.evaluation import discounted_returns, settled
+from dqn_adapters.sb3 import OverestimationCallback
+
+
+def test_discounted_returns() -> None:
+    np.testing.assert_array_equal(discounted_returns(np.array([1, 2, 4]), 0.5), [3.0, 4.0, 4.0])
+    assert settled(20, 0.5, 0.01) == 14  # 0.5 ** 7 is the first power below
+    assert settled(5, 1.0, 0.01) == 0
+    assert settled(5, 0.0, 0.01) == 5
+
+
+class FromTheStart(Chain):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.state = 0
+        return self._observe(), {}
+
+
+def always(model: Any, action: int, value: float) -> None:
+    for net in (model.q_net, model.q_net_target):
+        with torch.no_grad():
+            net.q_net[0].weight.zero_()
+            net.q_net[0].bias.fill_(value - 1.0)[action] = value
+
+
+@pytest.mark.parametrize(
+    ("action", "earned"),
+    [(1, (0.125 + 0.25 + 0.5 + 1.0) / 4), (0, 0.0)],  # ends at the goal; is cut after 20 steps
+)
+def test_the_overestimation_is_logged_for_tensorboard(
+    make: Any, tmp_path: Path, action: int, earned: float
+) -> None:
+    model = make(gamma=0.5, policy_kwargs={"net_arch": []}, learning_starts=1000)
+    always(model, action, 2.0)
+    model.set_logger(configure(str(tmp_path), ["tensorboard", "csv", "json"]))
+    model.learn(30, callback=OverestimationCallback(FromTheStart(), 25, n_eval_episodes=2))
+    model.logger.close()
+    last = [json.loads(line) for line in (tmp_path / "progress.json").read_text().splitlines()]
+    (values,) = [row for row in last if "value/return" in row]
+    assert values["value/estimate"] == 2.0
+    assert values["value/return"] == pytest.approx(earned)
+    assert values["value/overestimation"] == pytest.approx(2.0 - earned)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    (scalar,) = events.Scalars("value/overestimation")
+    assert (scalar.step, scalar.value) == (25, pytest.approx(2.0 - earned))
+    assert "value/overestimation" in (tmp_path / "progress.csv").read_text()
+
+
+def test_the_overestimation_under_a_normaliser(make: Any) -> None:
+    def env() -> Any:
+        return VecNormalize(DummyVecEnv([Chain]))
+
+    callback = OverestimationCallback(env(), 50)
+    model = make(env()).learn(60, callback=callback)
+    np.testing.assert_array_equal(callback.eval_env.obs_rms.mean.shape, (5,))
+    assert callback.eval_env.obs_rms.count > 50
+    assert model.num_timesteps == 60
+    with pytest.raises(ValueError, match="eval_freq=0"):
+        OverestimationCallback(Chain(), 0)
+
+
+# The host's choice of bar, which calls itself experimental.
+@pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_progress_bar(make: Any, variant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    make(variant=variant).learn(40, progress_bar=True)
+    assert "40/40" in capsys.readouterr().out
