@@ -78,22 +78,32 @@ def train(cls: type[stable_baselines3.DQN], batches: list[Any], **settings: Any)
     return model
 
 
-def assert_same(ours: dict[str, torch.Tensor], host: dict[str, torch.Tensor]) -> None:
+def assert_same(
+    ours: dict[str, torch.Tensor], host: dict[str, torch.Tensor], execution: str = "eager"
+) -> None:
+    """The kernel sums in another order than torch; Adam makes much of the last digit of a gradient
+    that is all but 0."""
+    atol = {"eager": 1e-7, "kernel": 1e-5}[execution]
     assert ours.keys() == host.keys()
     for name, value in host.items():
         if name.endswith(
             "num_batches_tracked"
         ):  # the host does not copy this one; nothing reads it
             continue
-        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-7, msg=name)
+        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=atol, msg=name)
 
 
+@pytest.mark.parametrize("execution", ["eager", "auto"])
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_the_parameters_after_200_updates_are_those_of_stable_baselines3(setting: str) -> None:
+def test_the_parameters_after_200_updates_are_those_of_stable_baselines3(
+    setting: str, execution: str
+) -> None:
     batches = host_samples(seed=1)
     host = train(stable_baselines3.DQN, batches, **SETTINGS[setting])
-    ours = train(DQN, batches, **SETTINGS[setting])
-    assert_same(ours.policy.state_dict(), host.policy.state_dict())
+    ours = train(DQN, batches, **SETTINGS[setting], execution=execution)
+    assert_same(ours.policy.state_dict(), host.policy.state_dict(), ours.learner.execution)
+    if setting != "batch norm":
+        assert ours.learner.execution == {"eager": "eager", "auto": "kernel"}[execution]
 
 
 def test_the_native_learner_equals_both() -> None:
@@ -106,8 +116,8 @@ def test_the_native_learner_equals_both() -> None:
         native.count(steps=1)
         native.update(to_transition(batch, start.gamma))
     for model in (host, ours):
-        assert_same(native.q_net.state_dict(), model.q_net.state_dict())
-        assert_same(native.target_net.state_dict(), model.q_net_target.state_dict())
+        assert_same(native.q_net.state_dict(), model.q_net.state_dict(), "kernel")
+        assert_same(native.target_net.state_dict(), model.q_net_target.state_dict(), "kernel")
 
 
 @pytest.mark.parametrize("variant", ["vanilla", "double"])
@@ -130,11 +140,12 @@ class SeededReplayBuffer(ReplayBuffer):
         return self._get_samples(self.generator.integers(self.size(), size=batch_size), env)
 
 
+@pytest.mark.parametrize("execution", ["eager", "auto"])
 @pytest.mark.parametrize("normalized", [False, True])
-def test_a_whole_greedy_run_is_that_of_stable_baselines3(normalized: bool) -> None:
+def test_a_whole_greedy_run_is_that_of_stable_baselines3(normalized: bool, execution: str) -> None:
     """Without random actions both runs are determined: learn(), from the first step to the last."""
 
-    def run(cls: type[stable_baselines3.DQN]) -> Any:
+    def run(cls: type[stable_baselines3.DQN], **settings: Any) -> Any:
         env: Any = DummyVecEnv([lambda: Chain(4, limit=7)])
         env = VecNormalize(env) if normalized else env
         model = cls(
@@ -150,11 +161,16 @@ def test_a_whole_greedy_run_is_that_of_stable_baselines3(normalized: bool) -> No
             replay_buffer_class=SeededReplayBuffer,
             seed=3,
             device="cpu",
+            **settings,
         )
         return model.learn(150)
 
-    host, ours = run(stable_baselines3.DQN), run(DQN)
+    host, ours = run(stable_baselines3.DQN), run(DQN, execution=execution)
     assert ours._episode_num == host._episode_num > 10
     assert ours._n_updates == host._n_updates == 225
     np.testing.assert_array_equal(ours.replay_buffer.actions, host.replay_buffer.actions)
-    assert_same(ours.policy.state_dict(), host.policy.state_dict())
+    if execution == "eager":
+        assert_same(ours.policy.state_dict(), host.policy.state_dict())
+    else:  # a whole run feeds the last digits of its own sums back into itself
+        states = torch.eye(4)
+        torch.testing.assert_close(ours.q_net(states), host.q_net(states), rtol=0, atol=1e-3)

@@ -49,7 +49,8 @@ def test_the_hosts_arguments_come_first_then_ours_with_the_defaults_of_the_confi
     names = ["variant", "loss", "huber_delta", "target_update_unit", "exploration_steps"]
     names += ["dueling", "prioritized_replay", "priority_alpha", "priority_beta"]
     names += ["priority_beta_final", "priority_beta_steps", "frame_stack"]
-    assert added == {name: getattr(DQNConfig(), name) for name in names}
+    expected = {name: getattr(DQNConfig(), name) for name in names}
+    assert added == {**expected, "execution": "auto"}
 
 
 def test_defaults_that_the_host_has_too_are_the_hosts() -> None:
