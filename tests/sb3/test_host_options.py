@@ -21,7 +21,7 @@ from stable_baselines3.common.envs import (
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import TrainFrequencyUnit
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 from support import Chain
 
 from dqn_adapters.config import VARIANTS
@@ -235,3 +235,27 @@ def test_the_hosts_identity_environment_is_solved(make: Any, variant: str) -> No
     ).learn(400)
     mean, _ = evaluate_policy(model, model.get_env(), n_eval_episodes=4, warn=False)
     assert mean == 20.0
+
+
+def test_environments_in_other_processes(make: Any, variant: str) -> None:
+    env = make_vec_env("CartPole-v1", n_envs=2, vec_env_cls=SubprocVecEnv)
+    model = make(env, variant=variant, n_steps=2, prioritized_replay=True).learn(60)
+    assert model.replay_buffer.size() == 32
+    env.close()
+
+
+def test_the_target_network_evaluates_while_the_online_one_trains(make: Any, variant: str) -> None:
+    model = make(variant=variant, policy_kwargs={"features_extractor_class": Regularised})
+    modes: list[tuple[bool, bool]] = []
+    update = model.learner.update
+
+    def spy(batch: Any) -> Any:
+        modes.append((model.q_net.training, model.q_net_target.training))
+        return update(batch)
+
+    model.learner.update = spy
+    model.learn(60)
+    assert {*modes} == {(True, variant == "vanilla")}
+    actions = [model.predict(np.eye(5, dtype=np.float32), deterministic=True)[0] for _ in range(5)]
+    assert all((a == actions[0]).all() for a in actions)  # no dropout, no batch statistics
+    assert not model.q_net.training
