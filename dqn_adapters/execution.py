@@ -39,21 +39,21 @@ better ones, on all cores."""
 
 def as_mlp(network: nn.Module) -> nn.Sequential | None:
     """The plain MLP in a network of the core, or in a `torch.nn.Sequential`; see `AsMLP`."""
-    if type(network) is QNetwork and network.encoder.only_flattens and not _watched(network):
+    if type(network) is QNetwork and network.encoder.only_flattens:
         head = network.head
         return head if isinstance(head, nn.Sequential) else None
     return network if isinstance(network, nn.Sequential) else None
 
 
 def plain_layers(mlp: nn.Module | None) -> list[nn.Linear] | None:
-    """The linear layers of a plain MLP: float32 on the CPU, with biases, ReLU between them, no
-    hooks; None if it is not one. (A dueling head is not one.)"""
-    if type(mlp) is not nn.Sequential or _watched(mlp):
+    """The linear layers of a plain MLP: float32 on the CPU, with biases, ReLU between them; None if
+    it is not one. (A dueling head is not one.)"""
+    if type(mlp) is not nn.Sequential:
         return None
     parts = [part for part in mlp if type(part) is not nn.Flatten]
     layers: list[nn.Linear] = []
     for i, part in enumerate(parts):
-        if type(part) is not (nn.ReLU if i % 2 else nn.Linear) or _watched(part):
+        if type(part) is not (nn.ReLU if i % 2 else nn.Linear):
             return None
         if isinstance(part, nn.Linear):
             layers.append(part)
@@ -92,6 +92,8 @@ def make_kernels(
             "the network is not a plain ReLU MLP over numbers, in float32 on the CPU, with at most "
             f"{MAX_UNITS} units in a layer"
         )
+    elif any(map(_watched, [*q_net.modules(), *target_net.modules()])):
+        reason = "the network has hooks"
     elif not installed:
         reason = "numba is not installed; it comes with: pip install 'dqn-adapters[fast]'"
     if reason is not None:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, Unpack, cast
+from typing import Any, Self, TypeVar, Unpack, cast
 
 import torch
 from numpy.typing import NDArray
@@ -19,12 +19,13 @@ from tianshou.utils.lagged_network import EvalModeModuleWrapper
 from tianshou.utils.torch_utils import torch_device
 
 from dqn_adapters.config import DQNConfig, rejected
+from dqn_adapters.execution import Execution
 from dqn_adapters.exploration import (
     beta_schedule,
     current_epsilon,
     epsilon_schedule,
 )
-from dqn_adapters.learner import DQNLearner
+from dqn_adapters.learner import DQNLearner, mean_metrics
 from dqn_adapters.networks import DuelingHead
 from dqn_adapters.replay import n_step_returns
 from dqn_adapters.tianshou.buffers import (
@@ -34,6 +35,7 @@ from dqn_adapters.tianshou.buffers import (
     next_of,
     set_beta,
 )
+from dqn_adapters.tianshou.networks import as_mlp
 from dqn_adapters.tianshou.options import SCHEDULE, Options, config_from_options
 from dqn_adapters.tianshou.policy import DQNPolicy, split_mask
 from dqn_adapters.tianshou.trainer import DQNTrainer
@@ -81,6 +83,7 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
         config: All hyper-parameters at once, in place of any keyword. Batch size and update ratio
             are the trainer's, `trainer_params` gives them; size and kind of the replay are the
             buffer's, `make_buffer` makes it; hidden layers are the model's.
+        execution: How the learner computes; see `DQNLearner`.
         **options: See `Options`.
 
     Raises:
@@ -94,6 +97,7 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
         policy: TPolicy,
         optim: OptimizerFactory | None = None,
         config: DQNConfig | None = None,
+        execution: Execution = "auto",
         **options: Unpack[Options],
     ) -> None:
         super().__init__(policy=policy)
@@ -114,7 +118,12 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
         optim = optim or AdamOptimizerFactory(self.config.learning_rate, eps=self.config.adam_eps)
         self.optim = self._create_optimizer(policy.model, optim)
         self.learner = DQNLearner(
-            policy.model, self.config, optimizer=self.optim._optim, q_values=_q_values
+            policy.model,
+            self.config,
+            optimizer=self.optim._optim,
+            q_values=_q_values,
+            execution=execution,
+            as_mlp=as_mlp,
         )
         target_net = self.learner.target_net
         self.model_old = None if target_net is policy.model else EvalModeModuleWrapper(target_net)
@@ -242,24 +251,23 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
     def _update_with_batch(self, batch: Any) -> DQNTrainingStats:
         metrics = self.learner.update(self._transition(batch))
         batch.weight = metrics.td_error  # the new priorities, if the buffer has any
-        means = torch.stack(
-            [
-                metrics.loss,
-                metrics.q_value.mean(),
-                metrics.td_target.mean(),
-                metrics.td_error.abs().mean(),
-                metrics.grad_norm,
-            ]
-        )
-        loss, q_value, td_target, td_error, grad_norm = means.tolist()
+        means = mean_metrics([metrics])
         return DQNTrainingStats(
-            loss=loss,
-            q_value=q_value,
-            td_target=td_target,
-            td_error=td_error,
-            grad_norm=grad_norm,
+            loss=means["loss"],
+            q_value=means["q_value"],
+            td_target=means["td_target"],
+            td_error=means["td_error"],
+            grad_norm=means["grad_norm"],
             epsilon=self.policy.eps_training,
         )
+
+    def train(self, mode: bool = True) -> Self:
+        """See `torch.nn.Module.train`. The trainer calls it in every step; a plain MLP does the
+        same in both modes, so its modules are not walked through."""
+        if self.learner.execution != "kernel":
+            return super().train(mode)
+        self.training = self.policy.training = mode
+        return self
 
     def _transition(self, batch: Any) -> Transition:
         device = torch_device(self.policy.model)

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from tianshou.utils.net.common import Net
 
+from dqn_adapters import execution
 from dqn_adapters.environments import MASK
 from dqn_adapters.networks import QNetwork
 from dqn_adapters.tianshou.policy import split_mask
@@ -54,6 +56,15 @@ class QNet(torch.nn.Module):
         if isinstance(self.observation_space, spaces.Dict):
             return {key: np.asarray(seen[key]) for key in self.observation_space.spaces}
         return np.asarray(seen)
+
+
+def as_mlp(model: torch.nn.Module) -> torch.nn.Sequential | None:
+    """The plain MLP in a `QNet` or in Tianshou's `Net`; see `execution.AsMLP`."""
+    if type(model) is QNet:
+        return execution.as_mlp(model.network)
+    if type(model) is Net and not (model.use_dueling or model.softmax or model.num_atoms > 1):
+        return model.model.model
+    return None
 
 
 def without_mask(space: spaces.Space[Any]) -> spaces.Space[Any]:

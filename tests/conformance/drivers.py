@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from dqn_adapters import DQNConfig, DQNLearner
+from dqn_adapters.transition import to_tensors
 
 MakeEnv = Callable[[], gym.Env[Any, Any]]
 
@@ -51,7 +52,7 @@ def native(make_env: MakeEnv, config: DQNConfig, seed: int, load: Path | None = 
 
     return Trained(
         learner=agent.learner,
-        q_values=lambda s: agent.q_net(torch.from_numpy(s)).detach().numpy(),
+        q_values=lambda s: agent.q_net(to_tensors(s)).detach().numpy(),
         act=act,
         save=agent.save,
         learn=agent.learn,
@@ -59,15 +60,28 @@ def native(make_env: MakeEnv, config: DQNConfig, seed: int, load: Path | None = 
 
 
 def sb3(make_env: MakeEnv, config: DQNConfig, seed: int, load: Path | None = None) -> Trained:
+    from stable_baselines3.common.torch_layers import FlattenExtractor
+
     from dqn_adapters.benchmark.levelling import sb3_adapter_arguments
     from dqn_adapters.sb3 import DQN
+
+    class Scaled(FlattenExtractor):
+        def forward(self, observations: torch.Tensor) -> torch.Tensor:
+            return super().forward(observations) / 255.0
 
     if load:
         model = DQN.load(load, env=make_env(), device="cpu")
     else:
         arguments = sb3_adapter_arguments(config, config.exploration_steps or 1)
-        arguments["exploration_steps"] = config.exploration_steps
-        model = DQN("MlpPolicy", make_env(), **arguments, seed=seed, device="cpu")
+        options = ("exploration_steps", "n_steps", "dueling", "prioritized_replay", "frame_stack")
+        arguments |= {name: getattr(config, name) for name in options}
+        env = make_env()
+        several = isinstance(env.observation_space, gym.spaces.Dict)
+        policy = "MultiInputPolicy" if several else "MlpPolicy"
+        if env.observation_space.dtype == np.uint8:
+            # Bytes of what is no picture are scaled by whoever chooses the extractor.
+            arguments["policy_kwargs"]["features_extractor_class"] = Scaled
+        model = DQN(policy, env, **arguments, seed=seed, device="cpu")
 
     def act(observations: np.ndarray, epsilon: float) -> np.ndarray:
         model.exploration_rate = epsilon
@@ -85,18 +99,18 @@ def sb3(make_env: MakeEnv, config: DQNConfig, seed: int, load: Path | None = Non
 def tianshou(make_env: MakeEnv, config: DQNConfig, seed: int, load: Path | None = None) -> Trained:
     from tianshou.data import Batch, Collector
     from tianshou.env import DummyVectorEnv
-    from tianshou.utils.net.common import Net
     from tianshou.utils.torch_utils import policy_within_training_step
 
     from dqn_adapters.networks import seeded_initialization
-    from dqn_adapters.tianshou import DQN, DQNPolicy, ReplayBuffer, trainer_params
+    from dqn_adapters.tianshou import DQN, DQNPolicy, QNet, make_buffer, trainer_params
 
     env = make_env()
     with seeded_initialization(seed):
-        net = Net(
-            state_shape=env.observation_space.shape,
-            action_shape=env.action_space.n,
-            hidden_sizes=config.hidden_sizes,
+        net = QNet(
+            env.observation_space,
+            int(env.action_space.n),
+            config.hidden_sizes,
+            dueling=config.dueling,
         )
     policy = DQNPolicy(model=net, action_space=env.action_space, seed=seed)
     algorithm = DQN(policy=policy, config=config)
@@ -104,12 +118,14 @@ def tianshou(make_env: MakeEnv, config: DQNConfig, seed: int, load: Path | None 
         algorithm.load_state_dict(torch.load(load, weights_only=False))
     envs = DummyVectorEnv([lambda: env])
     envs.seed(seed)
-    buffer = ReplayBuffer(config.buffer_size, seed=seed)
+    buffer = make_buffer(config, 1, seed=seed)
     collector = Collector(algorithm, envs, buffer, exploration_noise=True)
 
     def q_values(observations: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            return net(observations)[0].numpy()
+            return net(Batch(observations) if isinstance(observations, dict) else observations)[
+                0
+            ].numpy()
 
     def act(observations: np.ndarray, epsilon: float) -> np.ndarray:
         batch = Batch(obs=observations, info=Batch())

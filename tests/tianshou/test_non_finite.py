@@ -106,4 +106,4 @@ def test_tianshou_learns_it() -> None:
     )
     theirs = HostDQN(policy=policy, optim=AdamOptimizerFactory(lr=1e-3))
     train(theirs, "reward", host.VectorReplayBuffer(400, 2))
-    assert torch.isnan(weights(policy.model)).all()
+    assert torch.isnan(weights(policy.model)).any()
