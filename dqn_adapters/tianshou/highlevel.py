@@ -10,6 +10,13 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+
+from dqn_adapters._extras import require
+
+require("tianshou", extra="tianshou-highlevel")
+require("rliable", extra="tianshou-highlevel")
+require("joblib", extra="tianshou-highlevel")
+
 from tianshou.data import BaseCollector
 from tianshou.highlevel import experiment as host
 from tianshou.highlevel.algorithm import OffPolicyAlgorithmFactory
