@@ -170,6 +170,8 @@ class DQNConfig:
             if not isinstance(getattr(self, name), bool | np.bool_):
                 raise rejected(name, getattr(self, name), "True or False")
             self._normalise(name, bool(getattr(self, name)))
+        if self.n_steps > self.buffer_size:
+            raise rejected("n_steps", self.n_steps, f"at most buffer_size={self.buffer_size}")
         sizes = self.hidden_sizes
         accepted = "a tuple of integers >= 1"
         if isinstance(sizes, str) or not isinstance(sizes, Sequence):

@@ -51,6 +51,7 @@ def test_numbers_are_normalised() -> None:
         ("learning_rate", None, r"a number in (0, inf)"),
         ("adam_eps", 0.0, r"a number in (0, inf)"),
         ("gamma", 1.01, "a number in [0, 1]"),
+        ("n_steps", 1_000_001, "at most buffer_size=1000000"),
         ("gamma", -0.1, "a number in [0, 1]"),
         ("tau", 0.0, "a number in (0, 1]"),
         ("tau", 1.5, "a number in (0, 1]"),

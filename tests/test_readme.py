@@ -17,10 +17,10 @@ SHORTER = {
 
 
 def test_there_is_an_example_per_host() -> None:
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
 
 
-@pytest.mark.parametrize("code", EXAMPLES, ids=["sb3", "tianshou", "native"])
+@pytest.mark.parametrize("code", EXAMPLES, ids=["sb3", "tianshou", "native", "pettingzoo"])
 def test_example(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert any(long in code for long in SHORTER)

@@ -120,6 +120,8 @@ def started(
                 stderr=subprocess.PIPE,
                 text=True,
                 start_new_session=True,
+                # Who runs the tests in the background may have them ignore Ctrl-C.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         )
         return processes[-1]
