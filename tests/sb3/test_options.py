@@ -456,6 +456,13 @@ def test_a_vector_environment_in_other_processes_and_by_the_hosts_means(make: An
         make(copy.copy(same), cls=HOST).learn(10)
 
 
+def test_frames_are_not_stacked_over_a_step_that_only_resets(make: Any) -> None:
+    env = gym.vector.SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 2)
+    assert env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    with pytest.raises(ValueError, match="VecFrameStack needs environments that reset in the same"):
+        make(VecFrameStack(VectorEnvAdapter(env), 4))
+
+
 def test_a_normaliser_below_a_frame_stack_is_refused(make: Any) -> None:
     with pytest.raises(ValueError, match="VecNormalize must be the outermost wrapper"):
         make(VecFrameStack(VecNormalize(make_vec_env(Chain)), 2))

@@ -34,6 +34,14 @@ def test_train_and_enjoy(tmp_path: Path) -> None:
     assert "Episode Reward" in out
 
 
+def test_a_search_for_hyper_parameters(tmp_path: Path) -> None:
+    search = ("-optimize", "--n-trials", "1", "--n-jobs", "1", "--n-evaluations", "1")
+    small = ("-n", "400", "--eval-episodes", "1", "--device", "cpu", "-f", "logs")
+    zoo(tmp_path, "train", "--algo", "target_dqn", "--env", "CartPole-v1", *search, *small)
+    (report,) = (tmp_path / "logs/target_dqn").glob("report_CartPole-v1_*.csv")
+    assert "COMPLETE" in report.read_text()
+
+
 def test_the_algorithms_are_registered_with_their_variant() -> None:
     from dqn_adapters.sb3.zoo import ALGORITHMS
 
