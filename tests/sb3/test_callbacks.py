@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    EvalCallback,
+    EveryNTimesteps,
+    StopTrainingOnMaxEpisodes,
+    StopTrainingOnNoModelImprovement,
+    StopTrainingOnRewardThreshold,
+)
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from support import Chain
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -82,3 +91,51 @@ def test_the_overestimation_under_a_normaliser(make: Any) -> None:
 def test_a_progress_bar(make: Any, variant: str, capsys: pytest.CaptureFixture[str]) -> None:
     make(variant=variant).learn(40, progress_bar=True)
     assert "40/40" in capsys.readouterr().out
+
+
+def test_the_hosts_callbacks_that_end_a_training(make: Any) -> None:
+    model = make().learn(1000, callback=StopTrainingOnMaxEpisodes(3))
+    assert model._episode_num == 3
+    assert model.num_timesteps < 1000
+    enough = StopTrainingOnRewardThreshold(-1.0)
+    evaluate = EvalCallback(Monitor(Chain()), callback_on_new_best=enough, eval_freq=30, verbose=0)
+    assert make().learn(200, callback=evaluate).num_timesteps == 30
+    stuck = StopTrainingOnNoModelImprovement(max_no_improvement_evals=2, min_evals=0)
+    evaluate = EvalCallback(
+        Monitor(Chain()), callback_after_eval=stuck, eval_freq=10, n_eval_episodes=1, verbose=0
+    )
+    model = make(learning_starts=500).learn(500, callback=evaluate)  # its policy stays as it was
+    assert model.num_timesteps < 200
+
+
+def test_the_hosts_callback_of_every_so_many_steps(make: Any) -> None:
+    seen = []
+
+    class Note(BaseCallback):
+        def _on_step(self) -> bool:
+            seen.append(self.num_timesteps)
+            return True
+
+    make().learn(100, callback=EveryNTimesteps(30, Note()))
+    assert seen == [30, 60, 90]
+
+
+def test_successes_are_logged_and_the_environment_may_be_exchanged(
+    make: Any, tmp_path: Path
+) -> None:
+    class Success(Chain):
+        def step(self, action: int) -> Any:
+            observation, reward, terminated, truncated, info = super().step(action)
+            return observation, reward, terminated, truncated, {**info, "is_success": terminated}
+
+    model = make(Success())
+    model.set_logger(configure(str(tmp_path), ["json"]))
+    model.learn(200, log_interval=1)
+    last = json.loads((tmp_path / "progress.json").read_text().splitlines()[-1])
+    assert 0.0 < last["rollout/success_rate"] <= 1.0
+    other = Success(limit=7)
+    model.set_env(other)
+    model.learn(50, reset_num_timesteps=False)
+    assert model.num_timesteps == 250
+    assert model.get_env().envs[0].unwrapped is other
+    assert other.steps <= 7
