@@ -135,7 +135,8 @@ def test_successes_are_logged_and_the_environment_may_be_exchanged(
     assert 0.0 < last["rollout/success_rate"] <= 1.0
     other = Success(limit=7)
     model.set_env(other)
-    model.learn(50, reset_num_timesteps=False)
-    assert model.num_timesteps == 250
+    model.learn(40, reset_num_timesteps=False)
+    model.logger.close()
+    assert model.num_timesteps == 240
     assert model.get_env().envs[0].unwrapped is other
     assert other.steps <= 7
