@@ -80,7 +80,7 @@ def list_() -> None:
             continue
         suites.add_row(
             f"[bold]{name}[/]",
-            escape(", ".join(environment.spec.id for environment in suite.environments)),
+            escape(", ".join(environment.spec.title for environment in suite.environments)),
             str(len(suite.systems)),
             str(len(suite.seeds)),
             f"{suite.total_timesteps:,}",
@@ -148,7 +148,10 @@ def run(
     failures: list[Failure] = []
     try:
         with _Display(pending, workers) as display:
-            for event in execute(pending, store, workers=workers):
+            events = execute(
+                pending, store, workers=workers, checkpoint_every=loaded.checkpoint_every
+            )
+            for event in events:
                 display.show(event)
                 if isinstance(event, Failed):
                     failures.append(event.failure)
@@ -266,7 +269,7 @@ class _Display:
     def show(self, event: Event) -> None:
         """Bring the display up to date."""
         run = event.run
-        label = escape(f"{run.environment.id} {run.system} seed {run.seed_index}")
+        label = escape(f"{run.environment.title} {run.title} seed {run.seed_index}")
         task = self._tasks[event.worker]
         if isinstance(event, Started):
             self._progress.reset(

@@ -75,19 +75,31 @@ class Failed:
 Event = Started | Progressed | Finished | Failed
 
 
-def execute(runs: Sequence[RunSpec], store: Store, *, workers: int) -> Iterator[Event]:
+def execute(
+    runs: Sequence[RunSpec],
+    store: Store,
+    *,
+    workers: int,
+    checkpoint_every: int | None = None,
+) -> Iterator[Event]:
     """Train the runs and tell what happens, as it happens.
 
     Finished runs are in the store before their event. Leaving the loop early, by an exception or
-    by `close()`, ends the workers; the runs in flight are lost, no other.
+    by `close()`, ends the workers; of the runs in flight their checkpoints are left, if they have
+    any, and no other run is lost.
 
     Args:
         runs: What to train, in this order.
         store: Where results and failures go.
         workers: Number of processes.
+        checkpoint_every: Environment steps after which runs that can be continued save what they
+            need for that; None: they do not.
     """
     pending = deque(runs)
-    slots = [_Slot(number, store, workers) for number in range(min(workers, len(pending)))]
+    slots = [
+        _Slot(number, store, workers, checkpoint_every)
+        for number in range(min(workers, len(pending)))
+    ]
     store.logs.mkdir(parents=True, exist_ok=True)
     try:
         for slot in slots:
@@ -105,11 +117,14 @@ def execute(runs: Sequence[RunSpec], store: Store, *, workers: int) -> Iterator[
 
 
 class _Slot:
-    def __init__(self, number: int, store: Store, workers: int) -> None:
+    def __init__(
+        self, number: int, store: Store, workers: int, checkpoint_every: int | None
+    ) -> None:
         self.number = number
         self.run: RunSpec | None = None
         self._store = store
         self._workers = workers
+        self._checkpoint_every = checkpoint_every
         self._process: SpawnProcess | None = None
         self._connection: Connection | None = None
 
@@ -171,7 +186,7 @@ class _Slot:
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
             target=_work,
-            args=(theirs, self._store, self._workers, self.log),
+            args=(theirs, self._store, self._workers, self.log, self._checkpoint_every),
             name=f"dqn-bench worker {self.number}",
             daemon=True,
         )
@@ -249,7 +264,9 @@ def _interrupts_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(connection: Connection, store: Store, workers: int, log: Path) -> None:
+def _work(
+    connection: Connection, store: Store, workers: int, log: Path, checkpoint_every: int | None
+) -> None:
     """The worker process: receive a run, train it, store it, tell; until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _redirect_output(log)
@@ -264,10 +281,13 @@ def _work(connection: Connection, store: Store, workers: int, log: Path) -> None
             run: RunSpec = connection.recv()
             print(_heading(run), flush=True)
             try:
-                if (run.system, run.protocol) not in warm:
+                if (run.title, run.protocol) not in warm:
                     warm_up(run)
-                    warm.add((run.system, run.protocol))
-                result = train(run, progress=connection.send, workers=workers)
+                    warm.add((run.title, run.protocol))
+                checkpoints = store.checkpoints(run, checkpoint_every)
+                result = train(
+                    run, progress=connection.send, workers=workers, checkpoints=checkpoints
+                )
                 store.save(result)
             except (BrokenPipeError, ConnectionResetError):
                 raise  # the parent is gone: nobody wants the rest

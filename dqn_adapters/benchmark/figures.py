@@ -32,6 +32,8 @@ BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
 GREY = "#767676"
 VARIANT_COLOURS = {"vanilla": VERMILLION, "target": BLUE, "double": GREEN}
 VARIANT_MARKERS = {"vanilla": "v", "target": "o", "double": "D"}
+SPARE = ((PURPLE, "s"), (ORANGE, "^"), (SKY, "P"), (BLACK, "X"))
+"""Colours and markers of further systems in a panel."""
 LIBRARY_COLOURS = {"native": BLACK, "sb3": ORANGE, "tianshou": PURPLE}
 LIBRARY_MARKERS = {"native": "o", "sb3": "s", "tianshou": "^"}
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dqn_adapters.config import DQNConfig
 from dqn_adapters.exploration import LinearSchedule, epsilon_schedule
+
+if TYPE_CHECKING:
+    from dqn_adapters.benchmark.systems import System
 
 LEVELLED = (
     *("variant", "learning_rate", "adam_eps", "buffer_size", "learning_starts", "batch_size"),
@@ -282,6 +285,23 @@ def levelling_table(config: DQNConfig, total_timesteps: int) -> list[Row]:
             note="Greedy, between two training phases, in other environments whose seeds are "
             "paired across systems. Its time is not training time.",
         ),
+    ]
+
+
+def own_settings(systems: Sequence[System]) -> list[Row]:
+    """What a suite sets for single systems, and so is not levelled."""
+    return [
+        Row(
+            f"Only {system.name}",
+            {
+                system.implementation: _show(
+                    system.configure(DQNConfig()).to_dict(), *system.settings
+                )
+            },
+            "Set for this system by the suite; the rest of its settings is levelled.",
+        )
+        for system in systems
+        if system.settings
     ]
 
 

@@ -6,14 +6,16 @@ It is the same for every system, so that counting, evaluating and timing cannot 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from dqn_adapters.benchmark.checkpoints import Checkpoints
 from dqn_adapters.benchmark.spec import EnvironmentSpec, RunSpec
 
 Greedy = Callable[[NDArray[Any]], NDArray[Any]]
@@ -91,12 +93,21 @@ class Recorder:
     and `observe()` whenever the agent is between two training phases, at the latest when training
     is over. Evaluation happens inside these calls, in other environments, off the clock.
 
+    A system that can be continued asks for `resume()` first of all, and calls `checkpoint(save)`
+    after `observe()`.
+
     Args:
         run: What is trained.
         progress: Called with the environment steps done, now and then.
+        checkpoints: Where a long run can be continued from; None: it begins anew.
     """
 
-    def __init__(self, run: RunSpec, progress: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        run: RunSpec,
+        progress: Callable[[int], None] | None = None,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
         self.run = run
         self.timestep = 0
         self.episodes: list[Episode] = []
@@ -105,7 +116,14 @@ class Recorder:
         """Training seconds before each evaluation."""
         self.cpu_seconds = 0.0
         """Processor time of the training."""
+        self.notes: dict[str, Any] = {}
+        """Stored with the result: what a system has to say beside the scores, as JSON."""
+        self.attachments: dict[str, bytes] = {}
+        """Files that are stored beside the result, by name."""
 
+        self._checkpoints = checkpoints
+        self._saved_at = 0
+        self._begun = 0  # training episodes before the current one
         self._progress = progress
         self._next_progress = 0.0
         self._training: _TrainingEnv | None = None
@@ -116,11 +134,60 @@ class Recorder:
         self._cpu_since = 0.0
 
     def environment(self) -> gym.Env[Any, Any]:
-        """The training environment: it counts steps and episodes, and its first reset takes the
-        run's environment seed, whatever seed the library passes."""
+        """The training environment: it counts steps and episodes, and its resets take the run's
+        seeds, whatever seed the library passes."""
         if self._training is None:
             self._training = _TrainingEnv(make_environment(self.run.environment), self)
         return self._training
+
+    def resume(self) -> Path | None:
+        """The file from which the agent goes on, as `checkpoint` had it written; None: it begins.
+
+        The counters and records go on too. An agent that goes on begins a new episode.
+
+        Raises:
+            DamagedCheckpointError: there is a checkpoint, and it cannot be read.
+        """
+        found = self._checkpoints.load() if self._checkpoints is not None else None
+        if found is None or self._checkpoints is None:
+            return None
+        path, progress = found
+        try:
+            self._restore(progress)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._checkpoints.damaged(error) from error
+        print(f"continues at environment step {self.timestep}")
+        return path
+
+    def checkpoint(self, save: Callable[[Path], object]) -> None:
+        """Save if it is time to, and the training environment is at the start of an episode.
+
+        Args:
+            save: Writes all that the agent needs to go on exactly, replay and random streams
+                included, to the file that it is given.
+        """
+        kept = self._checkpoints
+        if kept is None or self._training is None or not self._training.fresh:
+            return
+        due = self._saved_at + kept.every <= self.timestep
+        if not due or self.timestep >= self.run.total_timesteps:
+            return
+        self._stop_clock()
+        kept.save(
+            self.timestep,
+            {
+                "timestep": self.timestep,
+                "begun": self._begun,
+                "episodes": [asdict(each) for each in self.episodes],
+                "evaluations": [asdict(each) for each in self.evaluations],
+                "evaluation_seconds": self.evaluation_seconds,
+                "seconds": self._seconds,
+                "cpu_seconds": self.cpu_seconds,
+            },
+            save,
+        )
+        self._saved_at = self.timestep
+        self._start_clock()
 
     def start(self, greedy: Greedy) -> None:
         """Evaluate the untrained agent, then start the clock."""
@@ -129,6 +196,9 @@ class Recorder:
         episodes = self.run.evaluation.episodes
         self._evaluation = [make_environment(self.run.environment) for _ in range(episodes)]
         self._greedy = greedy
+        self._begin()
+
+    def _begin(self) -> None:
         self._start_clock()
         self.observe()
 
@@ -138,7 +208,7 @@ class Recorder:
         point = len(self.evaluations)
         if point == len(points) or self.timestep < points[point]:
             return
-        if self._greedy is None or self._since is None:
+        if self._since is None:
             raise RuntimeError("observe() is called after start()")
         if point + 1 < len(points) and self.timestep >= points[point + 1]:
             raise RuntimeError(
@@ -147,11 +217,13 @@ class Recorder:
             )
         self._stop_clock()
         self.evaluation_seconds.append(self._seconds)
-        returns, lengths = evaluate(
-            self._greedy, self._evaluation, self.run.evaluation_seeds(point)
-        )
+        returns, lengths = self._evaluate(self.run.evaluation_seeds(point))
         self.evaluations.append(Evaluation(self.timestep, returns, lengths))
         self._start_clock()
+
+    def _evaluate(self, seeds: Sequence[int]) -> tuple[tuple[float, ...], tuple[int, ...]]:
+        assert self._greedy is not None
+        return evaluate(self._greedy, self._evaluation, seeds)
 
     def finish(self) -> float:
         """Close the environments.
@@ -181,6 +253,17 @@ class Recorder:
                 environment.close()
         self._evaluation, self._training = [], None
 
+    def _restore(self, progress: Mapping[str, Any]) -> None:
+        self.episodes = [Episode(**row) for row in progress["episodes"]]
+        self.evaluations = [
+            Evaluation(row["timestep"], tuple(row["returns"]), tuple(row["lengths"]))
+            for row in progress["evaluations"]
+        ]
+        self.evaluation_seconds = list(progress["evaluation_seconds"])
+        self._seconds, self.cpu_seconds = progress["seconds"], progress["cpu_seconds"]
+        self._begun = progress["begun"]
+        self.timestep = self._saved_at = progress["timestep"]
+
     def _start_clock(self) -> None:
         self._since, self._cpu_since = time.perf_counter(), time.process_time()
 
@@ -189,8 +272,8 @@ class Recorder:
         self._seconds += time.perf_counter() - self._since
         self.cpu_seconds += time.process_time() - self._cpu_since
 
-    def _stepped(self) -> None:
-        self.timestep += 1
+    def _count(self, steps: int) -> None:
+        self.timestep += steps
         if self._progress is not None and self.timestep % 64 == 0:
             now = time.perf_counter()
             if now >= self._next_progress:
@@ -202,24 +285,29 @@ class _TrainingEnv(gym.Wrapper[Any, Any, Any, Any]):
     def __init__(self, env: gym.Env[Any, Any], recorder: Recorder) -> None:
         super().__init__(env)
         self._recorder = recorder
-        self._seed: int | None = recorder.run.seeds.environment
         self._return, self._length = 0.0, 0
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it was reset, and no step was taken since."""
+        return self._length == 0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        if self._recorder.timestep:
-            # A later seed would make the library's choice of seeds part of the comparison.
-            self._seed = None
+        # Any other seed would make the library's choice of seeds part of the comparison.
+        recorder = self._recorder
+        if self._length:
+            recorder._begun += 1
         self._return, self._length = 0.0, 0
-        return self.env.reset(seed=self._seed, options=options)
+        return self.env.reset(seed=recorder.run.episode_seed(recorder._begun), options=options)
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         result = self.env.step(action)
         _, reward, terminated, truncated, _ = result
         self._return += float(reward)
         self._length += 1
-        self._recorder._stepped()
+        self._recorder._count(1)
         if terminated or truncated:
             self._recorder.episodes.append(
                 Episode(self._recorder.timestep, self._return, self._length)

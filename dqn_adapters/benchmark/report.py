@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import re
 from collections import Counter
@@ -15,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from dqn_adapters.benchmark import figures, systems
-from dqn_adapters.benchmark.levelling import Row, levelling_table
+from dqn_adapters.benchmark.levelling import Row, levelling_table, own_settings
 from dqn_adapters.benchmark.spec import EnvironmentSpec, RunSpec
 from dqn_adapters.benchmark.statistics import (
     CONFIDENCE,
@@ -53,6 +54,10 @@ class SystemResult:
     family: str
     variant: str
     reference: bool
+    implementation: str
+    own: bool
+    """Whether it has settings of its own, so that it is not levelled with the others."""
+
     runs: tuple[RunResult, ...]
     """By seed."""
 
@@ -249,7 +254,10 @@ def collect(suite: Suite, store: Store, *, asked_as: str) -> Report:
         missing=missing,
         foreign=foreign,
         seeds=seeds,
-        levelling=tuple(levelling_table(suite.config, suite.total_timesteps)),
+        levelling=(
+            *levelling_table(suite.config, suite.total_timesteps),
+            *own_settings(suite.systems),
+        ),
         implementations={name: label for name, label in systems.LABELS.items() if name in present},
         versions=_merged(result.versions for result in used),
         machines=tuple(_machines(used)),
@@ -269,10 +277,14 @@ def _load(store: Store, names: Iterable[str]) -> Iterable[RunResult]:
 def _environment(environment: SuiteEnvironment, results: Sequence[RunResult]) -> EnvironmentReport:
     by_system: dict[str, list[RunResult]] = {}
     for result in results:
-        by_system.setdefault(result.run.system, []).append(result)
+        by_system.setdefault(result.run.title, []).append(result)
     order = {system.name: number for number, system in enumerate(systems.SYSTEMS)}
-    names = sorted(by_system, key=lambda name: (order.get(name, len(order)), name))
-    found = [_system(name, by_system[name]) for name in names]
+
+    def place(name: str) -> tuple[int, bool, str]:
+        origin = by_system[name][0].run.system
+        return order.get(origin, len(order)), name != origin, name
+
+    found = [_system(name, by_system[name]) for name in sorted(by_system, key=place)]
     slug = _slug(environment.spec)
     curves = [value for system in found for run in system.runs for value in run.scores]
     margin = 0.04 * ((max(curves) - min(curves)) or 1.0)
@@ -290,11 +302,11 @@ def _environment(environment: SuiteEnvironment, results: Sequence[RunResult]) ->
         return tuple(
             Picture(
                 f"{slug}-{kind}-{number}",
-                f"{environment.spec.id}: {title}",
+                f"{environment.spec.title}: {title}",
                 says + " " + _curve_ends(members),
                 figures.learning_curves(
                     title,
-                    [line(system) for system in members],
+                    _distinct([line(system) for system in members]),
                     limits=limits,
                     threshold=threshold,
                 ),
@@ -304,12 +316,12 @@ def _environment(environment: SuiteEnvironment, results: Sequence[RunResult]) ->
 
     by_variant: dict[str, list[SystemResult]] = {}
     for variant in VARIANTS:
-        members = [system for system in found if system.variant == variant]
+        members = [each for each in found if each.variant == variant and not each.own]
         if len(members) > 1:
             by_variant[variant] = members
     says = "Greedy return against environment steps, mean over seeds."
     return EnvironmentReport(
-        id=environment.spec.id,
+        id=environment.spec.title,
         threshold=environment.threshold,
         systems=tuple(found),
         differences=tuple(_differences(found)),
@@ -336,11 +348,12 @@ def _environment(environment: SuiteEnvironment, results: Sequence[RunResult]) ->
 
 def _system(name: str, results: Sequence[RunResult]) -> SystemResult:
     runs = tuple(sorted(results, key=lambda result: result.run.seed_index))
-    implementation = _implementation(name)
+    origin = runs[0].run.system
+    implementation, own = _implementation(origin), name != origin
     family = implementation.removesuffix(_REFERENCE)
     reference = implementation.endswith(_REFERENCE)
     variant = runs[0].run.config.variant
-    if family not in FAMILIES:
+    if own or family not in FAMILIES:
         label = name
     elif reference:
         label = f"{variant}, host's own"
@@ -353,6 +366,8 @@ def _system(name: str, results: Sequence[RunResult]) -> SystemResult:
         family=family,
         variant=variant,
         reference=reference,
+        implementation=implementation,
+        own=own,
         runs=runs,
         area=estimate([normalised_area(run.timesteps, run.scores) for run in runs]),
         final=estimate([run.scores[-1] for run in runs]),
@@ -368,12 +383,17 @@ def _system(name: str, results: Sequence[RunResult]) -> SystemResult:
 
 def _differences(found: Sequence[SystemResult]) -> Iterable[Difference]:
     for reference in found:
-        if not reference.reference:
+        if not reference.reference or reference.own:
             continue
         for adapter in found:
-            if adapter.reference or (adapter.family, adapter.variant) != (
-                reference.family,
-                reference.variant,
+            if (
+                adapter.reference
+                or adapter.own
+                or (adapter.family, adapter.variant)
+                != (
+                    reference.family,
+                    reference.variant,
+                )
             ):
                 continue
             ours = dict(zip(adapter.seeds, adapter.area.samples, strict=True))
@@ -445,7 +465,8 @@ def _summary(
 def _variant_means(found: Sequence[SystemResult]) -> str:
     groups: dict[str, dict[str, float]] = {}
     for system in found:
-        groups.setdefault(_implementation(system.name), {})[system.variant] = system.area.mean
+        if not system.own:
+            groups.setdefault(system.implementation, {})[system.variant] = system.area.mean
     complete = [group for group in groups.values() if set(group) == set(VARIANTS)]
     if not complete:
         return ""
@@ -483,9 +504,23 @@ def _variant_line(system: SystemResult) -> figures.Line:
     )
 
 
+def _distinct(lines: Sequence[figures.Line]) -> list[figures.Line]:
+    """The lines; systems with settings of their own do not look like those they come from."""
+    spare = iter(figures.SPARE * len(lines))
+    seen: set[tuple[str, str, bool]] = set()
+    distinct = []
+    for line in lines:
+        if (line.colour, line.marker, line.dashed) in seen:
+            colour, marker = next(spare)
+            line = dataclasses.replace(line, colour=colour, marker=marker)
+        seen.add((line.colour, line.marker, line.dashed))
+        distinct.append(line)
+    return distinct
+
+
 def _library_line(system: SystemResult) -> figures.Line:
     return figures.Line(
-        systems.LABELS.get(_implementation(system.name), system.name),
+        systems.LABELS.get(system.implementation, system.name),
         _band(system),
         figures.LIBRARY_COLOURS.get(system.family, figures.SKY),
         figures.LIBRARY_MARKERS.get(system.family, "P"),
@@ -575,7 +610,7 @@ def _busy(results: Sequence[RunResult]) -> float | None:
 def _run_command(used: Sequence[RunResult], suite: Suite, asked_as: str) -> str:
     """The shortest command that makes the runs in the report."""
     command = f"dqn-bench run {asked_as}"
-    names = list(dict.fromkeys(result.run.system for result in used))
+    names = list(dict.fromkeys(result.run.title for result in used))
     if extra := [name for name in names if name not in {each.name for each in suite.systems}]:
         command += f" --systems {','.join([each.name for each in suite.systems] + extra)}"
     seeds = {result.run.seed_index for result in used}
@@ -640,7 +675,7 @@ def _and(items: Sequence[str]) -> str:
 
 
 def _slug(spec: EnvironmentSpec) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", spec.id.lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", spec.title.lower()).strip("-")
 
 
 def _render(template: str, report: Report, *, autoescape: bool) -> str:

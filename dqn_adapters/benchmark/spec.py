@@ -13,7 +13,7 @@ import numpy as np
 
 from dqn_adapters.config import DQNConfig
 
-FORMAT = 1
+FORMAT = 2
 """Version of what a run means and of how it is stored; part of the identity. It must be raised
 when a default of `DQNConfig` changes, or what a value means: a field that has its default is left
 out of the identity, so that a new field whose default changes nothing leaves results valid."""
@@ -27,6 +27,21 @@ class EnvironmentSpec:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     max_episode_steps: int | None = None
     """Time limit in steps. None: the registered one."""
+
+    label: str = ""
+    """What it is called in names and tables; empty: its id. Decides nothing."""
+
+    @property
+    def title(self) -> str:
+        """What it is called."""
+        return self.label or self.id
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-compatible; the label only if there is one."""
+        values = {**asdict(self), "kwargs": dict(self.kwargs)}
+        if not self.label:
+            del values["label"]
+        return values
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,7 @@ class RunSeeds:
     """Initialisation, exploration and replay, as far as the library can seed them."""
 
     environment: int
-    """The first reset of the training environment."""
+    """The stream from which the training episodes are seeded."""
 
     evaluation: int
     """The stream from which the evaluation episodes are seeded."""
@@ -62,18 +77,35 @@ class RunSpec:
     environment: EnvironmentSpec
     system: str
     config: DQNConfig
-    """The levelled configuration; its `variant` is that of the system."""
+    """What the system trains with: the levelled configuration, the `variant` of the system, and the
+    settings of its own, if it has any."""
 
     total_timesteps: int
     evaluation: EvaluationSpec
     root_seed: int
     seed_index: int
+    label: str = ""
+    """What the system is called, where a suite gives it settings of its own. Empty: by its name."""
+
+    levelled: Mapping[str, Any] = field(default_factory=dict)
+    """What the levelled configuration has in the fields that are settings of the system's own."""
+
+    @property
+    def title(self) -> str:
+        """What the system is called."""
+        return self.label or self.system
 
     @property
     def seeds(self) -> RunSeeds:
         """Derived from (root seed, seed index) alone, so they are paired across systems."""
         sequence = np.random.SeedSequence(self.root_seed, spawn_key=(self.seed_index,))
         return RunSeeds(*(int(word) >> 1 for word in sequence.generate_state(3)))
+
+    def episode_seed(self, number: int) -> int:
+        """Reset seed of training episode `number`. Each has its own, so that episodes are paired
+        too, and a training can go on from the end of any of them."""
+        sequence = np.random.SeedSequence(self.seeds.environment, spawn_key=(number,))
+        return int(sequence.generate_state(1)[0]) >> 1
 
     def evaluation_seeds(self, point: int) -> list[int]:
         """Reset seeds of the episodes at evaluation point number `point`."""
@@ -82,9 +114,9 @@ class RunSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-compatible; `from_dict` is the inverse."""
-        return {
+        values: dict[str, Any] = {
             "format": FORMAT,
-            "environment": {**asdict(self.environment), "kwargs": dict(self.environment.kwargs)},
+            "environment": self.environment.to_dict(),
             "system": self.system,
             "config": self.config.to_dict(),
             "total_timesteps": self.total_timesteps,
@@ -95,6 +127,11 @@ class RunSpec:
             "root_seed": self.root_seed,
             "seed_index": self.seed_index,
         }
+        if self.label:
+            values["label"] = self.label
+        if self.levelled:
+            values["levelled"] = dict(self.levelled)
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -112,32 +149,38 @@ class RunSpec:
             evaluation=EvaluationSpec(tuple(evaluation["timesteps"]), evaluation["episodes"]),
             root_seed=values["root_seed"],
             seed_index=values["seed_index"],
+            label=values.get("label", ""),
+            levelled=values.get("levelled", {}),
         )
 
     @property
     def identity(self) -> str:
         """Hash of all that decides the result: 12 hexadecimal digits."""
-        return _digest({**self.to_dict(), "config": self._settings()})
+        return _digest(self._values(self.config.to_dict()))
 
     @property
     def protocol(self) -> str:
-        """Hash of what runs must share to be compared: all but the system, its variant and the
-        seed index."""
-        values = {**self.to_dict(), "config": self._settings()}
+        """Hash of what runs must share to be compared: all but the system, its variant and
+        settings, and the seed index."""
+        values = self._values({**self.config.to_dict(), **self.levelled})
         values["config"].pop("variant", None)
         del values["system"], values["seed_index"]
         return _digest(values)
 
-    def _settings(self) -> dict[str, Any]:
+    def _values(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """All that decides the result, with this configuration."""
         defaults = DQNConfig().to_dict()
-        return {
-            name: value for name, value in self.config.to_dict().items() if value != defaults[name]
-        }
+        changed = {name: value for name, value in config.items() if value != defaults[name]}
+        values = {**self.to_dict(), "config": changed}
+        for name in ("label", "levelled"):
+            values.pop(name, None)
+        values["environment"].pop("label", None)
+        return values
 
     @property
     def name(self) -> str:
         """Readable and unique; the name of the run's directory."""
-        label = f"{self.environment.id}_{self.system}_s{self.seed_index:03d}"
+        label = f"{self.environment.title}_{self.title}_s{self.seed_index:03d}"
         return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', label)}_{self.identity}"
 
 

@@ -4,8 +4,10 @@ Under `<results>/<suite>/`:
 
 - `<run name>/spec.json`: what was run; it decides the numbers;
 - `<run name>/evaluations.jsonl` and `episodes.jsonl`: an evaluation, a training episode per line;
-- `<run name>/result.json`: timing, versions, machine;
+- `<run name>/result.json`: timing, versions, machine, and what the system notes of itself;
+- `<run name>/...`: files that a system attaches, such as its trained agent;
 - `failures/<run name>.json`: the last failure of a run that is not finished;
+- `checkpoints/<run name>/`: what a run that is not finished goes on from;
 - `logs/worker-<n>.log`: what the workers printed.
 """
 
@@ -15,12 +17,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from dqn_adapters.benchmark.checkpoints import Checkpoints
 from dqn_adapters.benchmark.recorder import Episode, Evaluation
 from dqn_adapters.benchmark.spec import RunSpec
 
@@ -56,6 +59,12 @@ class RunResult:
     machine: Mapping[str, Any]
     workers: int
     """Worker processes that shared the machine."""
+
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """What the system has to say beside the scores, as JSON."""
+
+    attachments: Mapping[str, bytes] = field(default_factory=dict)
+    """Files to be stored, by name; a result that is loaded leaves them where they are."""
 
     @property
     def scores(self) -> tuple[float, ...]:
@@ -128,10 +137,13 @@ class Store:
                         "versions": result.versions,
                         "machine": result.machine,
                         "workers": result.workers,
+                        **({"notes": result.notes} if result.notes else {}),
                     },
                     indent=2,
                 ),
             )
+            for name, content in result.attachments.items():
+                (partial / name).write_bytes(content)
             try:
                 partial.rename(self.path / result.run.name)
             except OSError:
@@ -140,6 +152,7 @@ class Store:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         self._failure(result.run).unlink(missing_ok=True)
+        shutil.rmtree(self._checkpoints(result.run), ignore_errors=True)
 
     def load(self, name: str) -> RunResult:
         """Read the run of that name.
@@ -174,6 +187,7 @@ class Store:
                 versions=result["versions"],
                 machine=result["machine"],
                 workers=result["workers"],
+                notes=result.get("notes", {}),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
@@ -214,11 +228,23 @@ class Store:
             return None
         return Failure(run, values["reason"], values["details"])
 
+    def checkpoints(self, run: RunSpec, every: int | None) -> Checkpoints | None:
+        """Where a run keeps what it can go on from.
+
+        Args:
+            run: Not finished.
+            every: Environment steps between two checkpoints; None: it makes none.
+        """
+        return None if every is None else Checkpoints(self._checkpoints(run), every)
+
     def sweep(self) -> None:
         """Remove what killed workers left half written; those of living processes stay."""
         for partial in self.path.glob(f"{_PARTIAL}*"):
             if not psutil.pid_exists(int(partial.name.rpartition("-")[2])):
                 shutil.rmtree(partial, ignore_errors=True)
+
+    def _checkpoints(self, run: RunSpec) -> Path:
+        return self.path / "checkpoints" / run.name
 
     def _failure(self, run: RunSpec) -> Path:
         return self.path / "failures" / f"{run.name}.json"

@@ -54,10 +54,14 @@ class Suite:
     total_timesteps: int
     evaluation: EvaluationSpec
     config: DQNConfig
-    """The levelled configuration; each system sets its own `variant`."""
+    """The levelled configuration; each system sets its own `variant`, and what a suite gives it."""
 
     source: str
     """The file."""
+
+    checkpoint_every: int | None = None
+    """Environment steps after which runs of systems that can be continued save what they need for
+    that. It decides no number. None: they do not."""
 
     def runs(self) -> list[RunSpec]:
         """All runs, seed by seed, so that an interrupted suite has compared something.
@@ -76,12 +80,14 @@ class Suite:
         """One of them."""
         return RunSpec(
             environment=environment.spec,
-            system=system.name,
-            config=dataclasses.replace(self.config, variant=system.variant),
+            system=system.origin,
+            config=system.configure(self.config),
             total_timesteps=self.total_timesteps,
             evaluation=self.evaluation,
             root_seed=self.root_seed,
             seed_index=seed,
+            label="" if system.name == system.origin else system.name,
+            levelled={name: self.config.to_dict()[name] for name in system.settings},
         )
 
     def replace_systems(self, names: Sequence[str]) -> Suite:
@@ -90,7 +96,7 @@ class Suite:
         Raises:
             SuiteError: a name is unknown, or the system cannot run the configuration.
         """
-        chosen = dataclasses.replace(self, systems=_systems(names, "--systems"))
+        chosen = dataclasses.replace(self, systems=_systems(names, "--systems", self.systems))
         _check_systems(chosen, "--systems")
         return chosen
 
@@ -164,18 +170,19 @@ def _parse(values: dict[str, Any], path: Path) -> Suite:
     seeds = _seeds(top)
     points = evaluation.integer("points", low=1)
     episodes = evaluation.integer("episodes", low=1)
-    names = top.take("systems", _is_names, '"all" or a list of names')
+    listed = top.take("systems", _is_systems, '"all", a list of names, or tables, [[systems]]')
     suite = Suite(
         name=path.stem,
         description=top.take("description", _is_text, "a text", default=""),
         environments=tuple(environments),
-        systems=_systems(["all"] if names == "all" else names, top.at("systems")),
+        systems=_listed_systems(["all"] if listed == "all" else listed, top, config),
         seeds=seeds,
         root_seed=top.integer("root_seed", low=0, default=0),
         total_timesteps=total,
         evaluation=EvaluationSpec(_evaluation_timesteps(total, points, config), episodes),
         config=config,
         source=str(path),
+        checkpoint_every=top.integer("checkpoint_every", low=1, default=None),
     )
     evaluation.finish()
     top.finish()
@@ -190,9 +197,9 @@ def _parse(values: dict[str, Any], path: Path) -> Suite:
             f"{evaluation.at('points')} = {points} is not accepted; there are only "
             f"{total // config.train_freq} training phases between which to evaluate"
         )
-    ids = [environment.spec.id for environment in environments]
-    for repeated in {name for name in ids if ids.count(name) > 1}:
-        raise SuiteError(f"{path}: environments names {repeated!r} twice")
+    titles = [environment.spec.title for environment in environments]
+    for repeated in {name for name in titles if titles.count(name) > 1}:
+        raise SuiteError(f"{path}: environments names {repeated!r} twice; give them labels")
     _check_systems(suite, top.at("systems"))
     return suite
 
@@ -209,6 +216,7 @@ def _environment(table: _Table) -> SuiteEnvironment:
             id=table.take("id", _is_text, "the id of a Gymnasium environment"),
             kwargs=table.take("kwargs", lambda value: isinstance(value, dict), "a table", {}),
             max_episode_steps=table.integer("max_episode_steps", low=1, default=None),
+            label=table.take("label", _is_text, "a text", default=""),
         ),
         threshold=table.take("threshold", _is_number, "a number", None),
     )
@@ -217,18 +225,19 @@ def _environment(table: _Table) -> SuiteEnvironment:
 
 
 def _config(table: _Table) -> DQNConfig:
+    try:
+        return DQNConfig.from_dict(_settings(table))
+    except ValueError as error:
+        raise SuiteError(f"{table.place}: {error}") from error
+
+
+def _settings(table: _Table) -> dict[str, Any]:
     known = [field.name for field in dataclasses.fields(DQNConfig) if field.name != "variant"]
     if "variant" in table.values:
         raise SuiteError(f"{table.at('variant')} is not accepted; the variant is part of a system")
     table.check_keys(known)
-    values = dict(table.values)
-    for name, value in values.items():
-        if value == "none":  # TOML has no null
-            values[name] = None
-    try:
-        return DQNConfig.from_dict(values)
-    except ValueError as error:
-        raise SuiteError(f"{table.place}: {error}") from error
+    # TOML has no null.
+    return {name: None if value == "none" else value for name, value in table.values.items()}
 
 
 def _seeds(table: _Table) -> tuple[int, ...]:
@@ -242,13 +251,54 @@ def _seeds(table: _Table) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def _systems(names: Sequence[str], place: str) -> tuple[System, ...]:
+def _listed_systems(
+    listed: Sequence[str | dict[str, Any]], top: _Table, config: DQNConfig
+) -> tuple[System, ...]:
+    chosen: dict[str, System] = {}
+    for number, entry in enumerate(listed, 1):
+        if isinstance(entry, str):
+            chosen.update({each.name: each for each in _systems([entry], top.at("systems"))})
+            continue
+        table = _Table(entry, top.file, f"systems.{number}")
+        name = table.take("system", _is_text, "the name of a system")
+        label = table.take("label", _is_text, "a text", default=name)
+        settings = table.table("config", default={})
+        table.finish()
+        found = _systems([name], table.at("system"))
+        if len(found) > 1:
+            raise _rejected(
+                table.at("system"), name, f"one of {', '.join(each.name for each in found)}"
+            )
+        (system,) = found
+        values = _settings(settings)
+        if values and label == name:
+            raise SuiteError(
+                f"{table.at('label')} is missing; a system with settings of its own needs a name "
+                "of its own"
+            )
+        if label in chosen or (label != name and label in systems_.selectors()):
+            raise _rejected(table.at("label"), label, "a name that no other system has")
+        made = dataclasses.replace(system, name=label, base=name, settings=values)
+        try:
+            values = {key: made.configure(config).to_dict()[key] for key in values}
+        except ValueError as error:
+            raise SuiteError(f"{settings.place}: {error}") from error
+        chosen[label] = dataclasses.replace(made, settings=values)
+    return tuple(chosen.values())
+
+
+def _systems(names: Sequence[str], place: str, suite: Sequence[System] = ()) -> tuple[System, ...]:
+    """The systems of that name in a suite, and else in the package or of the user's."""
+    own = {system.name: system for system in suite}
     chosen: dict[str, System] = {}
     for name in names:
+        if name in own:
+            chosen[name] = own[name]
+            continue
         try:
             found = systems_.find(name)
         except systems_.UnknownSystemError as error:
-            known = systems_.selectors()
+            known = list(dict.fromkeys([*systems_.selectors(), *own]))
             raise SuiteError(
                 f"{place}: unknown system {name!r}{did_you_mean(name, known)}; the systems are "
                 f"{', '.join(known)}, or a function of yours as 'package.module:function'"
@@ -263,6 +313,12 @@ def _systems(names: Sequence[str], place: str) -> tuple[System, ...]:
 
 def _check_systems(suite: Suite, place: str) -> None:
     for system in suite.systems:
+        freq = system.configure(suite.config).train_freq
+        if any(step % freq for step in suite.evaluation.timesteps):
+            raise SuiteError(
+                f"{place}: system {system.name!r} has train_freq = {freq}; the steps of the "
+                f"evaluations must be multiples of it, and are {suite.evaluation.timesteps}"
+            )
         for problem in system.cannot(suite.config):
             raise SuiteError(f"{place}: system {system.name!r} cannot be levelled: {problem}")
 
@@ -328,9 +384,10 @@ class _Table:
             key, lambda value: _is_int(value) and value >= low, f"an integer >= {low}", default
         )
 
-    def table(self, key: str) -> _Table:
-        value = self.take(key, lambda value: isinstance(value, dict), f"a table, [{key}]")
-        return _Table(value, self.file, key)
+    def table(self, key: str, default: Any = ...) -> _Table:
+        name = f"{self.name}.{key}" if self.name else key
+        value = self.take(key, lambda value: isinstance(value, dict), f"a table, [{name}]", default)
+        return _Table(value, self.file, name)
 
     def tables(self, key: str) -> list[_Table]:
         value = self.take(
@@ -378,7 +435,9 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _is_names(value: object) -> bool:
+def _is_systems(value: object) -> bool:
     return value == "all" or (
-        isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(entry, str | dict) for entry in value)
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from dqn_adapters._extras import require
 from dqn_adapters.benchmark import levelling
+from dqn_adapters.benchmark.checkpoints import Checkpoints
 from dqn_adapters.benchmark.provenance import machine, versions
 from dqn_adapters.benchmark.recorder import Greedy, Recorder
 from dqn_adapters.benchmark.spec import EvaluationSpec, RunSpec
@@ -60,9 +61,24 @@ class System:
     limits: Callable[[DQNConfig], Sequence[str]] = field(default=lambda config: ())
     """Reasons why it cannot run a configuration."""
 
+    base: str = ""
+    """The system whose settings were changed; empty: none were."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `DQNConfig` that it sets by itself. They are not levelled."""
+
+    @property
+    def origin(self) -> str:
+        """The name by which `find` knows it."""
+        return self.base or self.name
+
+    def configure(self, config: DQNConfig) -> DQNConfig:
+        """The levelled configuration with its own variant and settings."""
+        return dataclasses.replace(config, variant=self.variant, **self.settings)
+
     def cannot(self, config: DQNConfig) -> Sequence[str]:
-        """Reasons why it cannot run a configuration; empty if it can."""
-        return self.limits(config)
+        """Reasons why it cannot run a levelled configuration; empty if it can."""
+        return self.limits(self.configure(config))
 
     def missing(self) -> str | None:
         """What to install before it can run; None if nothing."""
@@ -98,7 +114,11 @@ def selectors() -> list[str]:
 
 
 def train(
-    run: RunSpec, *, progress: Callable[[int], None] | None = None, workers: int = 1
+    run: RunSpec,
+    *,
+    progress: Callable[[int], None] | None = None,
+    workers: int = 1,
+    checkpoints: Checkpoints | None = None,
 ) -> RunResult:
     """Train one run here and now.
 
@@ -106,9 +126,10 @@ def train(
         run: What to train.
         progress: Called with the environment steps done, now and then.
         workers: How many processes share the machine; recorded.
+        checkpoints: Where a system that can be continued keeps what it needs for that.
     """
     (system,) = find(run.system)
-    recorder = Recorder(run, progress)
+    recorder = Recorder(run, progress, checkpoints)
     try:
         updates = system.train(run, recorder)
         seconds = recorder.finish()
@@ -149,21 +170,26 @@ def _train_native(run: RunSpec, recorder: Recorder) -> int:
     from dqn_adapters import DQNAgent
     from dqn_adapters.networks import seeded_initialization
 
-    agent = DQNAgent(recorder.environment(), run.config, seed=run.seeds.agent, device="cpu")
-    # The hosts initialise from torch's global stream: the same draws here pair the networks.
-    with seeded_initialization(run.seeds.agent):
-        for module in agent.q_net.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
-                reset()
-    agent.learner.target_net.load_state_dict(agent.q_net.state_dict())
+    environment = recorder.environment()
+    if (path := recorder.resume()) is not None:
+        agent = DQNAgent.load(path, environment, device="cpu")
+    else:
+        agent = DQNAgent(environment, run.config, seed=run.seeds.agent, device="cpu")
+        # The hosts initialise from torch's global stream: the same draws here pair the networks.
+        with seeded_initialization(run.seeds.agent):
+            for module in agent.q_net.modules():
+                reset = getattr(module, "reset_parameters", None)
+                if callable(reset):
+                    reset()
+        agent.learner.target_net.load_state_dict(agent.q_net.state_dict())
 
     def greedy(observations: NDArray[Any]) -> NDArray[Any]:
         return np.asarray(agent.predict(observations))
 
     recorder.start(greedy)
-    for _ in agent.train(run.total_timesteps):
+    for _ in agent.train(run.total_timesteps - agent.num_timesteps):
         recorder.observe()
+        recorder.checkpoint(partial(agent.save, replay=True))
     return agent.num_updates
 
 

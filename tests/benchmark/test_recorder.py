@@ -98,6 +98,19 @@ def test_a_second_episode_starts_elsewhere() -> None:
     assert not np.array_equal(before, environment.reset(seed=5)[0])
 
 
+def test_every_episode_has_its_own_seed_however_often_the_library_resets() -> None:
+    recorder = Recorder(RUN)
+    environment = recorder.environment()
+    starts = []
+    for _ in range(3):
+        environment.reset(seed=1)
+        starts.append(environment.reset()[0])  # twice, and no step between: the same episode
+        environment.step(0)  # given up after a step: the next one is another
+    reference = make_environment(RUN.environment)
+    expected = [reference.reset(seed=RUN.episode_seed(number))[0] for number in range(3)]
+    np.testing.assert_array_equal(starts, expected)
+
+
 def test_training_episodes_are_recorded() -> None:
     recorder = Recorder(RUN)
     environment = recorder.environment()

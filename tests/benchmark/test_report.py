@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from benchmark.conftest import suite_text
 
-from dqn_adapters.benchmark import Evaluation, RunSpec, Suite, load_suite
+from dqn_adapters.benchmark import Evaluation, RunSpec, Suite, figures, load_suite
 from dqn_adapters.benchmark.recorder import Episode
 from dqn_adapters.benchmark.report import ReportError, collect, write_report
 from dqn_adapters.benchmark.store import Failure, RunResult, Store, Timing
@@ -246,6 +246,35 @@ def test_systems_of_users_get_a_panel_of_their_own(
     text = Page(write_report(suite, store, tmp_path / "out", asked_as="small")).text
     assert "benchmark.fake_systems:learns" in text
     assert "Your systems" in text
+
+
+def test_a_system_with_settings_of_its_own_is_not_taken_for_a_levelled_one(
+    write_suite: Callable[..., Path], store: Store, tmp_path: Path
+) -> None:
+    path = write_suite(["sb3-reference", "sb3-target"])
+    own = '{ system = "sb3-target", label = "slow", config = { learning_rate = 0.25 } }'
+    text = path.read_text()
+    assert 'systems = ["sb3-reference", ' in text
+    path.write_text(text.replace('"sb3-reference", ', f'"sb3-reference", {own}, '))
+    suite = load_suite(str(path))
+    fill(suite, store)
+    report = collect(suite, store, asked_as="small")
+    systems = {system.name: system for system in report.environments[0].systems}
+    assert list(systems) == ["sb3-target", "slow", "sb3-reference"]
+    assert systems["slow"].own
+    assert not systems["sb3-target"].own
+    (difference,) = report.environments[0].differences
+    assert difference.adapter == "sb3-target"
+    row = next(row for row in report.levelling if row.setting == "Only slow")
+    assert row.cells == {"sb3": "learning_rate=0.25"}
+    page = write_report(suite, store, tmp_path / "out", asked_as="small")
+    assert "learning_rate=0.25" in Page(page).text
+    markdown = page.with_suffix(".md").read_text()
+    assert "| slow | 2 |" in markdown
+    picture = (page.parent / "cartpole-v1-family-1.svg").read_text()
+    assert {figures.VARIANT_COLOURS["target"].lower(), figures.SPARE[0][0].lower()} <= set(
+        re.findall(r"#[0-9a-f]{6}", picture)
+    )
 
 
 def test_the_same_results_give_the_same_pictures(make_suite: Make, store: Store) -> None:

@@ -56,6 +56,31 @@ def test_another_format_is_refused() -> None:
         RunSpec.from_dict({**RUN.to_dict(), "format": 0})
 
 
+def test_labels_and_what_was_levelled_survive_json_and_decide_nothing() -> None:
+    labelled = dataclasses.replace(
+        RUN,
+        environment=EnvironmentSpec("CartPole-v1", label="Pole"),
+        label="mine",
+        levelled={"learning_rate": 1e-4},
+    )
+    assert RunSpec.from_dict(json.loads(json.dumps(labelled.to_dict()))) == labelled
+    assert labelled.identity == RUN.identity
+    assert labelled.name == f"Pole_mine_s003_{RUN.identity}"
+    assert RUN.title == "native-double"
+
+
+def test_settings_of_a_systems_own_are_compared_with_what_was_levelled() -> None:
+    """The same levelled configuration is the same protocol, and nothing else is."""
+    own = dataclasses.replace(RUN.config, gamma=0.5, learning_rate=3e-4)
+    changed = dataclasses.replace(
+        RUN, config=own, label="mine", levelled={"gamma": 0.99, "learning_rate": 1e-3}
+    )
+    assert changed.protocol == RUN.protocol
+    assert changed.identity != RUN.identity
+    elsewhere = dataclasses.replace(changed, levelled={"gamma": 0.99, "learning_rate": 1e-4})
+    assert elsewhere.protocol != RUN.protocol
+
+
 @pytest.mark.parametrize("change", {**CHANGES, **FREE})
 def test_whatever_changes_the_numbers_changes_the_identity(change: str) -> None:
     other = {**CHANGES, **FREE}[change](RUN)
@@ -90,7 +115,7 @@ def test_a_new_field_with_its_default_leaves_results_valid(monkeypatch: pytest.M
     assert (RUN.identity, RUN.protocol) == before
 
 
-def test_the_defaults_that_format_1_stands_for() -> None:
+def test_the_defaults_that_format_2_stands_for() -> None:
     """If this fails because a default changed, raise `spec.FORMAT`: results that were stored are
     those of the old default. New fields are free."""
     defaults = DQNConfig().to_dict()
@@ -132,6 +157,8 @@ def test_seeds_are_paired_across_systems_and_independent_otherwise() -> None:
     ]
     seeds = [seed for run in runs for seed in dataclasses.astuple(run.seeds)]
     seeds += [seed for run in runs for point in range(5) for seed in run.evaluation_seeds(point)]
+    seeds += [run.episode_seed(number) for run in runs for number in range(5)]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**31 for seed in seeds)
     assert FREE["system"](RUN).evaluation_seeds(1) == RUN.evaluation_seeds(1)
+    assert FREE["system"](RUN).episode_seed(1) == RUN.episode_seed(1)

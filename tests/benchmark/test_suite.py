@@ -52,6 +52,86 @@ def test_the_levelled_configuration_gets_the_variant_of_the_system(make_suite: M
     assert configs.pop().learning_rate == 0.002
 
 
+OWN = """systems = [
+    "native-double",
+    { system = "native-double", label = "duel", config = { dueling = true, hidden_sizes = [8] } },
+]
+"""
+
+
+def with_own(path: Path, text: str = OWN) -> str:
+    path.write_text(path.read_text().replace('systems = ["native-double"]\n', text))
+    return str(path)
+
+
+def test_a_system_may_have_settings_of_its_own(write_suite: Write) -> None:
+    suite = load_suite(with_own(write_suite(["native-double"], seeds=1)))
+    duel, plain = suite.runs()
+    assert (plain.title, duel.title) == ("native-double", "duel")
+    assert plain.config == dataclasses.replace(suite.config, variant="double")
+    assert duel.config == dataclasses.replace(plain.config, dueling=True, hidden_sizes=(8,))
+    assert duel.protocol == plain.protocol  # they are compared
+    assert duel.identity != plain.identity
+    assert [each.name for each in suite.replace_systems(["duel"]).systems] == ["duel"]
+    assert suite.replace_systems(["duel", "native-target"]).runs()[1].config.dueling
+
+    text = """
+    [[systems]]
+    system = "native-double"
+    [[systems]]
+    system = "native-double"
+    label = "duel"
+    [systems.config]
+    dueling = true
+    hidden_sizes = [8]
+    """
+    path = write_suite(["native-double"], seeds=1)
+    path.write_text(path.read_text().replace('systems = ["native-double"]', "") + text)
+    assert load_suite(str(path)).runs() == [duel, plain]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('label = "duel", ', "", r"\[systems.2\] label is missing; a system with settings"),
+        ('"duel"', '"native-target"', "label = 'native-target' is not accepted.*no other system"),
+        ('"duel"', '"sb3"', "label = 'sb3' is not accepted"),
+        ('system = "native-double"', 'system = "native"', "one of native-vanilla, native-target"),
+        ('system = "native-double"', 'system = "natve"', r"\[systems.2\] system: unknown system"),
+        ("dueling = true", "duelling = true", r"\[systems.2.config\] duelling is not known"),
+        ("dueling = true", "gamma = 2", r"\[systems.2.config\]: gamma=2"),
+        ("dueling = true", 'variant = "target"', "variant is not accepted.*part of a system"),
+        ("dueling = true", "train_freq = 3", "'duel' has train_freq = 3; the steps of the eval"),
+        ('label = "duel"', 'label = "duel", seeds = 3', r"\[systems.2\] seeds is not known"),
+        ("[8] } },", "[8] } }, 3,", 'systems = .* is not accepted; it must be "all", a list'),
+        (
+            "native-double",
+            "sb3-double",
+            r"system 'duel' cannot be levelled: dueling=True",
+        ),
+    ],
+)
+def test_malformed_settings_of_a_system_are_refused(
+    write_suite: Write, old: str, new: str, message: str
+) -> None:
+    assert old in OWN
+    with pytest.raises(SuiteError, match=message) as caught:
+        load_suite(with_own(write_suite(["native-double"]), OWN.replace(old, new)))
+    assert "small.toml" in str(caught.value)
+
+
+def test_environments_have_labels_where_ids_repeat(write_suite: Write) -> None:
+    path = write_suite(["native-double"], environment_extra='label = "long"')
+    text = path.read_text()
+    more = '[[environments]]\nid = "CartPole-v1"\nmax_episode_steps = 20\n[config]'
+    path.write_text(text.replace("[config]", more))
+    suite = load_suite(str(path))
+    assert [each.spec.title for each in suite.environments] == ["long", "CartPole-v1"]
+    path.write_text(text.replace("[config]", more.replace("max", 'label = "long"\nmax')))
+    with pytest.raises(SuiteError, match="'long' twice; give them labels"):
+        load_suite(str(path))
+
+
 def test_evaluations_are_even_and_between_training_phases(make_suite: Make) -> None:
     suite = make_suite(["native-double"], total_timesteps=64, points=3)
     assert suite.evaluation.timesteps == (0, 20, 44, 64)  # multiples of train_freq = 4
@@ -101,7 +181,8 @@ def test_seeds_can_be_added_and_taken_away(make_suite: Make) -> None:
         ("[[environments]]", "[environments]", "one or more tables"),
         ("[config]", '[[environments]]\nid = "CartPole-v1"\n[config]', "'CartPole-v1' twice"),
         ('"native-double"', '"native-duoble"', "unknown system.*did you mean 'native-double'"),
-        ('["native-double"]', "3", 'systems = 3 is not accepted; it must be "all" or a list'),
+        ('["native-double"]', "3", 'systems = 3 is not accepted; it must be "all", a list'),
+        ("seeds = 2", "seeds = 2\ncheckpoint_every = 0", "checkpoint_every = 0 is not accepted"),
         ('["native-double"]', "[]", "systems = .* is not accepted"),
         ('"native-double"', '"no_such_module:train"', "cannot be imported.*no_such_module"),
         ('"native-double"', '"benchmark.fake_systems:lerns"', "cannot be imported"),

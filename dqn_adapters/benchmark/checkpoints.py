@@ -1,0 +1,86 @@
+"""The checkpoint of a run that is not finished: one at most, whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+_PROGRESS = "progress.json"
+
+
+class DamagedCheckpointError(Exception):
+    """A checkpoint is there and cannot be read."""
+
+
+class Checkpoints:
+    """What an unfinished run needs to go on, in a directory of its own.
+
+    It is the agent's file, named after the environment steps, and `progress.json`, which names it
+    and holds what the recorder knows. The latter is renamed into place last: until then the old
+    checkpoint is the valid one.
+
+    Args:
+        directory: Of the run; made when something is saved.
+        every: Environment steps between two checkpoints, at least.
+    """
+
+    def __init__(self, directory: Path, every: int) -> None:
+        self.directory = directory
+        self.every = every
+
+    def load(self) -> tuple[Path, dict[str, Any]] | None:
+        """The agent's file and what the recorder knew; None if there is no checkpoint.
+
+        What a killed process left half written is removed.
+
+        Raises:
+            DamagedCheckpointError: it cannot be read.
+        """
+        path = self.directory / _PROGRESS
+        try:
+            progress = json.loads(path.read_text(encoding="utf-8"))
+            agent = self.directory / progress["agent"]
+            if not agent.is_file():
+                raise ValueError(f"{agent.name} is missing")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self.damaged(error) from error
+        self._keep(agent)
+        return agent, progress
+
+    def save(
+        self, timestep: int, progress: Mapping[str, Any], write: Callable[[Path], object]
+    ) -> None:
+        """Replace the checkpoint.
+
+        Args:
+            timestep: Environment steps done.
+            progress: What the recorder knows, JSON-compatible.
+            write: Writes the agent to the file that it is given.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        agent = self.directory / f"agent-{timestep}"
+        write(agent)
+        partial = self.directory / f".{_PROGRESS}"
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump({**progress, "agent": agent.name}, file, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.directory / _PROGRESS)
+        self._keep(agent)
+
+    def damaged(self, error: Exception) -> DamagedCheckpointError:
+        """The error to raise where the checkpoint turns out to be unreadable."""
+        return DamagedCheckpointError(
+            f"the checkpoint in {self.directory} is damaged ({type(error).__name__}: {error}); "
+            "delete it, and the run begins anew"
+        )
+
+    def _keep(self, agent: Path) -> None:
+        for path in self.directory.iterdir():
+            if path.name not in (_PROGRESS, agent.name):
+                path.unlink(missing_ok=True)
