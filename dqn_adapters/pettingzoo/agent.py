@@ -234,7 +234,9 @@ class MultiAgentDQN:
             )
             for agent, seat, action in zip(agents, seats, chosen, strict=True):
                 actions[agent] = action
-                seat.action = None if opening else action - int(policy.action_space.start)
+                # What follows the last turn of an opening is played as it is played later.
+                told = policy.opening <= len(agents)
+                seat.action = action - int(policy.action_space.start) if told else None
             policy.opening = max(policy.opening - len(agents), 0)
         return {agent: actions[agent] for agent in self._to_act}, epsilons
 
@@ -385,7 +387,12 @@ class MultiAgentDQN:
         return policy.act([seen], [mask], epsilon)[0]
 
     def evaluate(
-        self, env: AnyEnv, episodes: int = 10, *, seed: int | None = None
+        self,
+        env: AnyEnv,
+        episodes: int = 10,
+        *,
+        seed: int | None = None,
+        max_turns: int | None = None,
     ) -> dict[Any, float]:
         """Play whole episodes greedily, all agents with their networks.
 
@@ -393,6 +400,7 @@ class MultiAgentDQN:
             env: Another instance of the environment: an episode may be running in the own one.
             episodes: How many, >= 1.
             seed: Decides the seeds with which the environment is reset.
+            max_turns: As in `play`: an episode that never ends needs it.
 
         Returns:
             For each agent its mean undiscounted return over the episodes that it was in.
@@ -400,13 +408,14 @@ class MultiAgentDQN:
         if env is self.env:
             raise ValueError("env is the environment that is trained in; evaluate in another one")
         returns: dict[Any, list[float]] = {}
-        for episode in play(env, self._choose, episodes, seed=seed):
+        for episode in play(env, self.choose, episodes, seed=seed, max_turns=max_turns):
             for agent, value in episode.items():
                 returns.setdefault(agent, []).append(value)
         return {agent: float(np.mean(values)) for agent, values in returns.items()}
 
-    def _choose(self, agent: Any, observation: Any, action_mask: Any) -> int:
-        """`predict`, but a mask that allows nothing says nothing, as in training."""
+    def choose(self, agent: Any, observation: Any, action_mask: Any = None) -> int:
+        """`predict`, greedily, but a mask that allows nothing says nothing, as in training: the
+        agent as a `Player`."""
         policy = self.policy(agent)
         return policy.act_greedily(*_see(policy, agent, observation, action_mask))
 

@@ -46,8 +46,9 @@ class SelfPlay:
     """
 
     opening_turns: int = 0
-    """The first k turns of the group in an episode are uniformly random and not learned from; k is
-    drawn uniformly from 0 .. `opening_turns` for each episode."""
+    """The first k turns of the group in an episode are uniformly random, k drawn uniformly from
+    0 .. `opening_turns` for each episode. Only the last of them is learned from: what follows the
+    others is not what the agents would play."""
 
     past_probability: float = 0.0
     """Fraction of episodes with a past opponent, in [0, 1]; in the others all play with the
@@ -244,9 +245,10 @@ class GroupPolicy:
         return int(action[0] + self.action_space.start)
 
     def _greedy(self, batch: Arrays, masks: Masks, past: bool) -> NDArray[np.int64]:
-        net = self._past if past else self.q_net
+        if not past:
+            return self.learner.greedy_actions(batch, masks)
         with torch.no_grad():
-            q_values = net(to_tensors(batch, self.device))
+            q_values = self._past(to_tensors(batch, self.device))
             chosen = greedy_actions(q_values, to_tensor(masks, self.device))
         actions: NDArray[np.int64] = chosen.cpu().numpy()
         return actions
@@ -281,7 +283,7 @@ class GroupPolicy:
             self.replay.beta = beta_schedule(config, total_timesteps)(num_timesteps)
             for _ in range(phases * config.gradient_steps):
                 indices = self.replay.draw(config.batch_size)
-                metrics = self.learner.update(self.replay.gather(indices))
+                metrics = self.learner.update(self.replay.gather(indices, reuse=True))
                 if self.replay.prioritized:
                     self.replay.update_priorities(indices, metrics.td_error)
         if self.self_play is not None and self.self_play.past_probability > 0:

@@ -46,7 +46,12 @@ class RandomPlayer:
 
 
 def play(
-    env: AnyEnv, players: Mapping[Any, Player] | Player, episodes: int, *, seed: int | None = None
+    env: AnyEnv,
+    players: Mapping[Any, Player] | Player,
+    episodes: int,
+    *,
+    seed: int | None = None,
+    max_turns: int | None = None,
 ) -> list[dict[Any, float]]:
     """Play whole episodes.
 
@@ -55,6 +60,8 @@ def play(
         players: Who plays for each agent, or one player for all of them.
         episodes: How many, >= 1.
         seed: Decides the seeds with which the environment is reset.
+        max_turns: An episode is broken off as soon as all agents together had so many turns.
+            None: it is played to its end, and if it has none, `play` does not return.
 
     Returns:
         For each episode the undiscounted return of every agent that was in it.
@@ -64,21 +71,25 @@ def play(
     """
     game = make_game(env)
     checked_int("episodes", episodes, low=1)
+    checked_int("max_turns", max_turns, low=1, none=True)
     generator = np.random.default_rng(checked_int("seed", seed, low=0, none=True))
     results = []
     for _ in range(episodes):
         returns: dict[Any, float] = {}
+        played = 0
         turns = game.reset(int(generator.integers(2**31)))
         while True:
             actions = {}
+            last = max_turns is not None and played >= max_turns
             for turn in turns:
                 returns[turn.agent] = returns.get(turn.agent, 0.0) + turn.reward
-                if not turn.over:
+                if not (turn.over or last):
                     player = _player(players, turn.agent)
                     actions[turn.agent] = player(turn.agent, turn.observation, turn.action_mask)
-            if not game.agents:
+            if last or not game.agents:
                 break
             turns = game.step(actions)
+            played += len(actions)
         results.append(returns)
     return results
 
@@ -109,6 +120,7 @@ def match(
     *,
     seat: Any = None,
     seed: int | None = None,
+    max_turns: int | None = None,
 ) -> MatchResult:
     """Let a player play games against an opponent.
 
@@ -122,6 +134,7 @@ def match(
         games: How many, >= 1.
         seat: An agent. None: the player takes turns in all seats.
         seed: Decides the seeds with which the environment is reset.
+        max_turns: As in `play`; a game that is broken off is decided by the returns so far.
 
     Raises:
         ValueError: the environment has no such agent.
@@ -136,7 +149,7 @@ def match(
     for number, game_seed in enumerate(seeds.generate_state(games)):
         own = seats[number % len(seats)]
         players = {agent: player if agent == own else opponent for agent in agents}
-        (returns,) = play(env, players, 1, seed=int(game_seed))
+        (returns,) = play(env, players, 1, seed=int(game_seed), max_turns=max_turns)
         margins = [returns[own] - value for agent, value in returns.items() if agent != own]
         outcomes.append(1 if min(margins) > 0 else -1 if min(margins) < 0 else 0)
     return MatchResult(*(outcomes.count(outcome) for outcome in (1, 0, -1)))

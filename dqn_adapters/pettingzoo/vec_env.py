@@ -12,6 +12,7 @@ from pettingzoo import ParallelEnv
 
 from dqn_adapters._extras import require
 from dqn_adapters.environments import (
+    MASK,
     METHOD,
     Masks,
     ObservationView,
@@ -33,15 +34,17 @@ class ParallelVecEnv(VecEnv):
     """Shows each agent of a parallel environment as one sub-environment.
 
     Observations stay as they are, Dict or not. At an agent's end `dones` is True,
-    `terminal_observation` is in its info, `TimeLimit.truncated` tells a cut from a termination, and
-    `terminal_action_mask` is the mask of that observation. Masks of legal actions, of observations
-    or infos, are what `env_method("action_masks")` returns.
+    `terminal_observation` is in its info, and `TimeLimit.truncated` tells a cut from a termination.
+    Masks of legal actions, from observations or infos, are what `env_method("action_masks")`
+    returns, for the next actions; `info["action_mask"]` is that of the state that the step led to,
+    which at an end is the final one. An agent that says nothing of its actions may do all.
 
     Stable-Baselines3 steps all sub-environments at all times. An agent that is not in the game (it
     has come to its end before the others, or has not appeared yet) *waits*: its action is ignored,
-    its observation stays its last one (or zeros), its reward is 0, and its info has
-    `"valid": False`. When it plays again, the waiting ends with `dones` True and a termination, so
-    nothing is ever bootstrapped from one episode into another.
+    its observation stays its last one (or zeros), its reward is 0, and its info and `valid` tell:
+    `dqn_adapters.sb3.DQN` neither stores nor counts such a step. For other algorithms the waiting
+    ends with `dones` True and a termination, so nothing is bootstrapped from one episode into
+    another.
 
     Args:
         env: A parallel environment that declares its agents, with equal spaces.
@@ -79,14 +82,16 @@ class ParallelVecEnv(VecEnv):
         self._observations = [self._zeros() for _ in self.agents]
         self._masks: Masks = np.ones((self.num_envs, self._num_actions), np.bool_)
         self._playing = np.zeros(self.num_envs, np.bool_)
+        self.valid = np.ones(self.num_envs, np.bool_)
+        """Whose last step was one of its agent, `(N,)`; False where it waited."""
         self._actions: NDArray[Any] = np.zeros(self.num_envs, np.int64)
 
     def reset(self) -> VecEnvObs:
         """Start an episode; `seed` decides the first one."""
         seed = self._seeds[0]
         self._reset_seeds()
-        self.reset_infos = [{} for _ in self.agents]
-        self._start(seed, self.reset_infos)
+        self.valid[:] = True
+        self._start(seed, range(self.num_envs))
         first: VecEnvObs = self._batch()
         return first
 
@@ -99,6 +104,7 @@ class ParallelVecEnv(VecEnv):
         rewards = np.zeros(self.num_envs, np.float32)
         dones = np.zeros(self.num_envs, np.bool_)
         infos: list[dict[str, Any]] = []
+        self.valid = np.ones(self.num_envs, np.bool_)
         acting = {agent: self._actions[self._slot(agent)] for agent in self.env.agents}
         # All of them at once: they come from one step, and use memory of their own.
         turns = {turn.agent: turn for turn in self._game.step(acting)}
@@ -109,6 +115,7 @@ class ParallelVecEnv(VecEnv):
             if waited or turn is None:
                 # One that is gone without a word or an observation was cut where it was last seen.
                 gone = not waited and agent not in self.env.agents
+                self.valid[i] = False
                 infos.append({"valid": False, "TimeLimit.truncated": gone})
                 dones[i] = gone or over or enters
                 self._playing[i] = not (waited or gone)
@@ -117,24 +124,31 @@ class ParallelVecEnv(VecEnv):
                 infos.append({**turn.info, "TimeLimit.truncated": cut})
                 rewards[i], dones[i] = turn.reward, turn.over
                 self._take(i, turn)
+            infos[i][MASK] = self._masks[i].copy()
             if dones[i]:
                 infos[i]["terminal_observation"] = self._observations[i]
-                infos[i]["terminal_action_mask"] = self._masks[i].copy()
             if enters:
                 assert turn is not None
                 self._take(i, turn)
+                self.reset_infos[i] = dict(turn.info)
         for agent in self.env.agents:
             self._slot(agent)
         if over:
-            self._start(None, [{} for _ in self.agents])
+            self._start(None, np.flatnonzero(dones).tolist())
+        for i in np.flatnonzero(dones).tolist():
+            self.reset_infos[i][MASK] = self._masks[i].copy()
         return self._batch(), rewards, dones, infos
 
-    def _start(self, seed: int | None, infos: list[dict[str, Any]]) -> None:
+    def _start(self, seed: int | None, rows: Iterable[int]) -> None:
+        """Start an episode, in which the sub-environments `rows` begin."""
         self._playing[:] = False
+        self.reset_infos = [{} for _ in self.agents]
         for turn in self._game.reset(seed):
             i = self._slot(turn.agent)
-            infos[i].update(turn.info)
+            self.reset_infos[i].update(turn.info)
             self._take(i, turn)
+        for i in rows:
+            self.reset_infos[i][MASK] = self._masks[i].copy()
 
     def _take(self, i: int, turn: Turn) -> None:
         """Take up what an agent finds."""

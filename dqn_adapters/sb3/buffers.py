@@ -172,7 +172,8 @@ class CoreReplayBuffer(ReplayBuffer):
         """Store one step of all environments; see `ReplayBuffer.add`.
 
         Args:
-            valid: `(n_envs,)`, False where an environment was only reset. None: none was.
+            valid: `(n_envs,)`, False where nothing was experienced: the environment was only reset,
+                or its agent was not in the game. None: something was in all.
             next_action_masks: `(n_envs, A)`, the legal actions in the true next state.
         """
         truncated = np.zeros(self.n_envs, np.bool_)
@@ -190,6 +191,8 @@ class CoreReplayBuffer(ReplayBuffer):
                 next_action_masks=next_action_masks,
             )
         )
+        if valid is not None:  # an end that was not experienced: an agent was taken away
+            self.replay.cut(np.flatnonzero(np.asarray(done, np.bool_) & ~valid))
         self.pos = (self.pos + 1) % self.buffer_size
         self.full = self.full or self.pos == 0
 

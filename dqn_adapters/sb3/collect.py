@@ -29,7 +29,6 @@ from dqn_adapters.finite import check_finite
 from dqn_adapters.learner import DQNLearner
 from dqn_adapters.sb3.buffers import CoreReplayBuffer
 from dqn_adapters.sb3.masks import check_masking, masks_in
-from dqn_adapters.sb3.vector_env import VectorEnvAdapter
 
 
 class Collecting(stable_baselines3.DQN):
@@ -113,7 +112,7 @@ class Collecting(stable_baselines3.DQN):
                 learning_starts, action_noise, env.num_envs
             )
             new_obs, rewards, dones, infos = self._step(env, actions)
-            valid = env.unwrapped.valid if isinstance(env.unwrapped, VectorEnvAdapter) else None
+            valid = getattr(env.unwrapped, "valid", None)  # of a vector environment of ours
             self.num_timesteps += env.num_envs if valid is None else int(valid.sum())
             num_collected_steps += 1
             self._step_to_take_up = (
@@ -158,7 +157,7 @@ class Collecting(stable_baselines3.DQN):
         self._update_info_buffer(infos, dones)
         self._store_transition(replay_buffer, actions, new_obs, rewards, dones, infos, valid)
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-        finished = int(dones.sum())
+        finished = int((dones if valid is None else dones & valid).sum())
         self._experienced = (len(dones) if valid is None else int(valid.sum()), finished)
         self._on_step()
         steps, episodes = self._collected
@@ -205,7 +204,8 @@ class Collecting(stable_baselines3.DQN):
             if valid is not None and not valid.all():
                 raise ValueError(
                     f"replay_buffer_class={type(replay_buffer).__name__} stores a step of all "
-                    "environments; with the autoreset mode NEXT_STEP leave replay_buffer_class out"
+                    "environments, and in some nothing was done (autoreset mode NEXT_STEP, agents "
+                    "that wait); leave replay_buffer_class out"
                 )
             replay_buffer.add(
                 self._last_original_obs,  # type: ignore[arg-type]
