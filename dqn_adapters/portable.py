@@ -26,10 +26,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from dqn_adapters import checkpoint
+from dqn_adapters.agent import resolve_device
 from dqn_adapters.checkpoint import CheckpointError
 from dqn_adapters.config import DQNConfig
 from dqn_adapters.environments import ObservationView, as_masks
 from dqn_adapters.exploration import check_action_masks
+from dqn_adapters.finite import NonFiniteError, check_finite
 from dqn_adapters.networks import DuelingHead, QNetwork, seeded_initialization
 from dqn_adapters.targets import greedy_actions
 from dqn_adapters.transition import map_arrays, to_tensor, to_tensors
@@ -56,9 +58,14 @@ class Policy:
         self._view = ObservationView(observation_space, int(action_space.n))
 
     def q_values(self, observations: Any) -> NDArray[np.float32]:
-        """Observations `(B, ...)`, or a dictionary of such, to action values `(B, A)`."""
+        """Observations `(B, ...)`, or a dictionary of such, to action values `(B, A)`.
+
+        Raises:
+            NonFiniteError: an observation is NaN or infinite.
+        """
         device = next(self.q_net.parameters()).device
         arrays = self._view.arrays(observations)
+        check_finite("observations", arrays, where="row")
         values: NDArray[np.float32] = self.q_net(to_tensors(arrays, device)).cpu().numpy()
         return values
 
@@ -76,6 +83,7 @@ class Policy:
 
         Raises:
             ValueError: the observation or the mask has another shape, or no action is legal.
+            NonFiniteError: an observation is NaN or infinite.
         """
         arrays = self._view.arrays(observation)
         batched = self._is_batch(arrays)
@@ -154,8 +162,9 @@ def load_policy(path: str | Path, *, device: torch.device | str = "cpu") -> Poli
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: the file is not a policy of ours, is damaged, or is newer.
+        ValueError: there is no such device.
     """
-    return _policy(_load(path), path, device)
+    return _policy(_load(path), path, resolve_device(device))
 
 
 def load_config(path: str | Path) -> DQNConfig:
@@ -188,8 +197,8 @@ def restore_policy(path: str | Path, target: Any, *, optimizer: bool = True) -> 
         ValueError: spaces, network or optimiser do not fit. In every case the target is unchanged.
     """
     state = _load(path)
-    saved = _policy(state, path)
     parts = _parts(target)
+    saved = _policy(state, path, parts.device)
     for name in ("observation_space", "action_space"):
         mine, theirs = getattr(saved, name), getattr(parts, name)
         if mine != theirs:
@@ -210,7 +219,7 @@ def restore_policy(path: str | Path, target: Any, *, optimizer: bool = True) -> 
                 f"{path} has the state of {state['optimizer']['class']}, and the target's "
                 f"optimiser is {kind}: pass optimizer=False to begin it anew"
             )
-        parts.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]["state"]))
+        _load_optimizer(parts.optimizer, state["optimizer"]["state"], path)
     _filled(parts.q_net, saved.q_net)
     if parts.target_net is not None and parts.target_net is not parts.q_net:
         lagged = copy.deepcopy(saved.q_net)
@@ -259,11 +268,14 @@ def _parts(source: Any) -> _Parts:
         )
     elif hasattr(policy, "model") and hasattr(policy, "set_eps_training"):  # Tianshou
         model = policy.model
+        from dqn_adapters.tianshou.networks import without_mask  # whoever has one has Tianshou
+
         space = getattr(model, "observation_space", None) or policy.observation_space
         if space is None:
             raise ValueError(
                 "the policy does not know its observations: pass observation_space= to DQNPolicy"
             )
+        space = without_mask(space)
         lagged = getattr(source, "model_old", None)
         parts = _Parts(
             model,
@@ -291,9 +303,25 @@ def _parts(source: Any) -> _Parts:
     return parts
 
 
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], path: Any) -> None:
+    """Load what it has learned of the gradients; its options (learning rate, ...) stay its own."""
+    own = optimizer.state_dict()["param_groups"]
+    for mine, theirs in zip(own, state["param_groups"], strict=True):
+        for name in ("amsgrad", "centered", "momentum"):  # these decide what there is to learn
+            if bool(mine.get(name)) != bool(theirs.get(name)):
+                raise ValueError(
+                    f"{path} has the state of an optimiser with {name}={theirs.get(name)!r}, and "
+                    f"the target's has {mine.get(name)!r}: pass optimizer=False to begin it anew"
+                )
+    # A copy: torch's optimisers go on working in the very tensors that they are given.
+    optimizer.load_state_dict({"state": copy.deepcopy(state["state"]), "param_groups": own})
+
+
 def _as_core(parts: _Parts) -> QNetwork:
     """The network as a `QNetwork` that computes the same, bit for bit."""
     net = parts.q_net
+    if not all(torch.isfinite(p).all() for p in net.parameters()):
+        raise NonFiniteError(f"the network {type(net).__name__} has weights that are not finite")
     weights = [p for p in net.parameters() if p.ndim == 2]
     dueling = any(isinstance(module, DuelingHead) for module in net.modules())
     sizes = [len(weight) for weight in weights[: -3 if dueling and len(weights) > 2 else -1]]
@@ -380,7 +408,10 @@ def _policy(
         q_net.load_state_dict(state["q_net"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not hold a whole policy: {error}") from error
-    return Policy(q_net.to(device), space, actions)
+    try:
+        return Policy(q_net.to(device), space, actions)
+    except (AssertionError, RuntimeError) as error:  # a torch without it, a machine without it
+        raise ValueError(f"device={str(device)!r} is not accepted: {error}") from error
 
 
 def _space_to_dict(space: spaces.Space[Any]) -> dict[str, Any]:

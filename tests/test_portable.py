@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from tianshou.utils.net.common import Net
 
 from dqn_adapters import DQNAgent, DQNConfig, checkpoint, load_policy, restore_policy, save_policy
 from dqn_adapters.checkpoint import CheckpointError
+from dqn_adapters.finite import NonFiniteError
 from dqn_adapters.portable import load_config
 from dqn_adapters.sb3 import DQN as SB3DQN
 from dqn_adapters.tianshou import DQN as TianshouDQN
@@ -237,6 +239,78 @@ def test_another_optimiser_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="state of Adam.*SGD: pass optimizer=False"):
         restore_policy(tmp_path / "policy", other)
     restore_policy(tmp_path / "policy", other, optimizer=False)
+
+
+def test_the_optimisers_options_stay_the_targets_own(tmp_path: Path) -> None:
+    first = native(Chain)
+    train(first, 0)
+    save_policy(first, tmp_path / "policy")
+    for make in MAKERS.values():
+        other = make(Chain, dataclasses.replace(CONFIG, learning_rate=0.5))
+        restore_policy(tmp_path / "policy", other)
+        (group,) = other.learner.optimizer.param_groups
+        assert group["lr"] == 0.5
+        moments = [state["exp_avg"] for state in other.learner.optimizer.state.values()]
+        for mine, theirs in zip(moments, first.learner.optimizer.state.values(), strict=True):
+            assert torch.equal(mine, theirs["exp_avg"])
+    other = tianshou(Chain)
+    other.learner.optimizer.param_groups[0]["amsgrad"] = True
+    with pytest.raises(ValueError, match="amsgrad=False.*the target's has True"):
+        restore_policy(tmp_path / "policy", other)
+
+
+def test_what_is_not_finite_is_named(tmp_path: Path) -> None:
+    agent = native(Chain)
+    save_policy(agent, tmp_path / "policy")
+    policy = load_policy(tmp_path / "policy")
+    with pytest.raises(NonFiniteError, match=r"observations of row 1 is nan, at index \(0,\)"):
+        policy(np.array([[0.0] * 5, [np.nan] * 5]))
+    with torch.no_grad():
+        next(agent.q_net.parameters()).fill_(np.inf)
+    with pytest.raises(NonFiniteError, match="weights that are not finite"):
+        save_policy(agent, tmp_path / "broken")
+    assert not (tmp_path / "broken").exists()
+
+
+def test_devices(tmp_path: Path) -> None:
+    save_policy(native(Chain), tmp_path / "policy")
+    observation = np.zeros(5)
+    expected = load_policy(tmp_path / "policy").q_values(observation[None])
+    for device in ("cpu:0", "auto", torch.device("cpu")):
+        policy = load_policy(tmp_path / "policy", device=device)
+        np.testing.assert_allclose(policy.q_values(observation[None]), expected, atol=1e-5)
+    for name in ("toaster", *(["cuda"] if not torch.cuda.is_available() else [])):
+        with pytest.raises(ValueError, match=f"device='{name}' is not accepted"):
+            load_policy(tmp_path / "policy", device=name)
+
+
+@pytest.mark.parametrize("target", MAKERS)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_policy_moves_to_a_gpu_and_back(target: str, tmp_path: Path) -> None:
+    first, observations = native(Chain), np.eye(5, dtype=np.float32)
+    first.q_net.to("cpu")
+    save_policy(first, tmp_path / "policy")
+    other = MAKERS[target](Chain)
+    module = other.learner.q_net.to("cuda")
+    other.learner.target_net.to("cuda")
+    restore_policy(tmp_path / "policy", other, optimizer=False)
+    save_policy(other, tmp_path / "again")
+    assert next(module.parameters()).device.type == "cuda"
+    again = load_policy(tmp_path / "again").q_values(observations)
+    np.testing.assert_array_equal(again, load_policy(tmp_path / "policy").q_values(observations))
+
+
+def test_masks_of_tianshou_in_the_observation_are_no_input(tmp_path: Path) -> None:
+    """`Net` sees `obs["obs"]` alone, as `QNet` does."""
+    seen = spaces.Box(0.0, 1.0, (5,), np.float32)
+    space = spaces.Dict(obs=seen, mask=spaces.MultiBinary(2))
+    policy = DQNPolicy(
+        model=Net(state_shape=5, action_shape=2, hidden_sizes=(8,)),
+        action_space=spaces.Discrete(2),
+        observation_space=space,
+    )
+    save_policy(policy, tmp_path / "policy")
+    assert load_policy(tmp_path / "policy").observation_space == seen
 
 
 class Bomb:

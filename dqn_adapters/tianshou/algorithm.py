@@ -88,7 +88,7 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
 
     Raises:
         ValueError: a value is not accepted, or two contradict each other.
-        TypeError: there is no such option.
+        TypeError: there is no such option, or an argument is of another type.
     """
 
     def __init__(
@@ -103,6 +103,13 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
         super().__init__(policy=policy)
         if not isinstance(policy, DiscreteQLearningPolicy):
             raise rejected("policy", type(policy).__name__, "a DQNPolicy")
+        if not isinstance(config, DQNConfig | None):
+            raise TypeError(f"config={config!r} is not accepted; config must be a DQNConfig")
+        if not isinstance(optim, OptimizerFactory | None):
+            raise TypeError(
+                f"optim={optim!r} is not accepted; optim must be an OptimizerFactory, such as "
+                "AdamOptimizerFactory(lr=...)"
+            )
         if config is None and optim is None:
             raise ValueError("optim is missing: write optim=AdamOptimizerFactory(lr=...)")
         if config is not None and options:
@@ -134,6 +141,11 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
             "priority_beta_steps": self.config.priority_beta_steps,
         }
         self._set_epsilon()
+
+    @property
+    def counts(self) -> Mapping[Any, int]:
+        """Environment steps and finished episodes that it was told of, and updates made."""
+        return self.learner.counts
 
     @property
     def warming_up(self) -> bool:
@@ -182,10 +194,20 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
             NonFiniteError: a reward, an observation or the loss is NaN or infinite; the network is
                 as it was before.
         """
-        self._check_buffer(buffer)
+        self.prepare(buffer)
+        return super().update(buffer, sample_size)
+
+    def prepare(self, buffer: Any) -> None:
+        """Look at the buffer, and set its beta; `update` does so before it draws.
+
+        Raises:
+            ValueError: the buffer cannot give what the algorithm needs.
+        """
+        self.check_buffer(buffer)
+        if not len(buffer):
+            raise ValueError("the buffer is empty: collect transitions before update")
         if self.config.prioritized_replay and self._lengths["priority_beta_steps"] is not None:
             set_beta(buffer, beta_schedule(self._fixed(), 0)(self.learner.counts["steps"]))
-        return super().update(buffer, sample_size)
 
     def create_trainer(self, params: OffPolicyTrainerParams) -> DQNTrainer:
         """The trainer of `run_training`.
@@ -193,17 +215,22 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
         Raises:
             ValueError: the buffer or the collector cannot give what the algorithm needs.
         """
-        collector = params.training_collector
-        self._check_buffer(collector.buffer)
+        self.check_collector(params.training_collector)
+        return DQNTrainer(self, params)
+
+    def check_collector(self, collector: Any) -> None:
+        """Raise `ValueError` if the training collector, or its buffer, cannot give what the
+        algorithm needs."""
+        self.check_buffer(collector.buffer)
         if self._explores and not getattr(collector, "exploration_noise", True):
             raise rejected(
                 "exploration_noise",
                 False,
                 "True in the training collector: the epsilon schedule acts through it",
             )
-        return DQNTrainer(self, params)
 
-    def _check_buffer(self, buffer: Any) -> None:
+    def check_buffer(self, buffer: Any) -> None:
+        """Raise `ValueError` if the buffer cannot give what the algorithm needs."""
         config, ours = self.config, isinstance(buffer, _Buffer)
         if buffer.options.get("ignore_obs_next") and not ours:
             raise ValueError(
@@ -320,16 +347,23 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
         are.
 
         Raises:
-            ValueError: entries are missing or too many; nothing is changed then.
+            ValueError: entries are missing or too many, or a tensor has another shape; nothing is
+                changed then.
         """
         state: Any = copy.deepcopy(state_dict)
         state.setdefault("_extra_state", self.get_extra_state())
-        odd = set(self.state_dict()) ^ set(state)  # type: ignore[no-untyped-call]
+        own = self.state_dict()  # type: ignore[no-untyped-call]
+        odd = set(own) ^ set(state)
         if strict and odd:
             raise ValueError(
                 f"the state does not fit a DQN with variant={self.config.variant!r}: "
                 f"{', '.join(sorted(odd))} are in one and not in the other"
             )
+        for name, value in own.items():
+            if isinstance(value, torch.Tensor) and name in state:
+                shapes = [tuple(tensor.shape) for tensor in (state[name], value)]
+                if shapes[0] != shapes[1]:
+                    raise ValueError(f"{name} of the state has shape {shapes[0]}, not {shapes[1]}")
         return super().load_state_dict(state, strict=strict, assign=assign)
 
 

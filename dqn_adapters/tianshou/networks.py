@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from tianshou.utils.net.common import Net
 
 from dqn_adapters import execution
 from dqn_adapters.environments import MASK
 from dqn_adapters.networks import QNetwork
+from dqn_adapters.replay.storage import check_shape
 from dqn_adapters.tianshou.policy import split_mask
 from dqn_adapters.transition import to_tensors
 
@@ -47,15 +49,25 @@ class QNet(torch.nn.Module):
         self.network = QNetwork(self.observation_space, num_actions, hidden_sizes, dueling=dueling)
 
     def forward(self, obs: Any, state: Any = None, info: Any = None) -> tuple[torch.Tensor, Any]:
-        """Observations `(B, ...)`, arrays or a `Batch` of them, to Q-values `(B, A)`."""
+        """Observations `(B, ...)`, arrays or a `Batch` of them, to Q-values `(B, A)`.
+
+        Raises:
+            ValueError: the observations have another shape than those of the space.
+        """
         device = next(self.parameters()).device
         return self.network(to_tensors(self._arrays(obs), device)), state
 
     def _arrays(self, obs: Any) -> Any:
         seen, _ = split_mask(obs)  # a policy of Tianshou's passes them all
         if isinstance(self.observation_space, spaces.Dict):
-            return {key: np.asarray(seen[key]) for key in self.observation_space.spaces}
-        return np.asarray(seen)
+            parts = self.observation_space.items()
+            return {key: _checked(key, np.asarray(seen[key]), part) for key, part in parts}
+        return _checked("obs", np.asarray(seen), self.observation_space)
+
+
+def _checked(name: str, array: NDArray[Any], space: spaces.Space[Any]) -> NDArray[Any]:
+    check_shape(name, array, (len(array), *(space.shape or ())))
+    return array
 
 
 def as_mlp(model: torch.nn.Module) -> torch.nn.Sequential | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tianshou.algorithm.modelfree.dqn import DiscreteQLearningPolicy
 from tianshou.data import Batch
 
-from dqn_adapters.config import rejected
+from dqn_adapters.config import checked_float, rejected
 from dqn_adapters.environments import MASK, as_masks
 from dqn_adapters.exploration import check_action_masks, epsilon_greedy
 from dqn_adapters.targets import greedy_actions
@@ -22,7 +22,8 @@ def split_mask(obs: Any, info: Any = None) -> tuple[Any, NDArray[np.bool_] | Non
 
     Masks are `mask` beside `obs` in the observation (Tianshou's convention), `action_mask` in the
     observation, where the network sees the rest and if one key is left its value alone, or
-    `action_mask` in the info that came with the observation.
+    `action_mask` in the info that came with the observation. In the info a mask that allows nothing
+    says nothing: Tianshou fills the infos that have none with zeros.
     """
     seen, mask = obs, getattr(obs, "mask", None)
     if mask is not None:
@@ -33,6 +34,9 @@ def split_mask(obs: Any, info: Any = None) -> tuple[Any, NDArray[np.bool_] | Non
     else:
         seen = getattr(obs, "obs", obs)
         mask = getattr(info, MASK, None)
+        if mask is not None:
+            masks = as_masks(mask, np.shape(mask))
+            return seen, masks | ~masks.any(axis=-1, keepdims=True)
     return seen, None if mask is None else as_masks(mask, np.shape(mask))
 
 
@@ -53,7 +57,8 @@ class DQNPolicy(DiscreteQLearningPolicy[torch.nn.Module]):
         seed: Decides the exploration; None draws fresh entropy.
 
     Raises:
-        ValueError: the action space is not a `Discrete`.
+        ValueError: the action space is not a `Discrete`, or an epsilon is not in [0, 1].
+        TypeError: the model is not a module of torch.
     """
 
     action_space: spaces.Discrete
@@ -70,6 +75,8 @@ class DQNPolicy(DiscreteQLearningPolicy[torch.nn.Module]):
     ) -> None:
         if not isinstance(action_space, spaces.Discrete):
             raise rejected("action_space", action_space, "a Discrete")
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(f"model={model!r} is not accepted; model must be a torch.nn.Module")
         super().__init__(
             model=model,
             action_space=action_space,
@@ -77,10 +84,20 @@ class DQNPolicy(DiscreteQLearningPolicy[torch.nn.Module]):
             eps_training=eps_training,
             eps_inference=eps_inference,
         )
+        self.set_eps_training(eps_training)
+        self.set_eps_inference(eps_inference)
         if not isinstance(seed, np.random.SeedSequence):
             seed = np.random.SeedSequence(seed)
         # Two streams: whether and how often one evaluates must not change the training.
         self._generators = [np.random.default_rng(child) for child in seed.spawn(2)]
+
+    def set_eps_training(self, eps: float) -> None:
+        """Set the probability of a random action while training data is collected, in [0, 1]."""
+        self.eps_training = cast(float, checked_float("eps_training", eps, high=1.0))
+
+    def set_eps_inference(self, eps: float) -> None:
+        """Set the same for every other use."""
+        self.eps_inference = cast(float, checked_float("eps_inference", eps, high=1.0))
 
     def forward(
         self, batch: Any, state: Any | None = None, model: torch.nn.Module | None = None
@@ -96,10 +113,16 @@ class DQNPolicy(DiscreteQLearningPolicy[torch.nn.Module]):
             A `Batch` of `act` `(B,)`, `logits` (the Q-values of the model) `(B, A)` and `state`.
 
         Raises:
-            ValueError: a mask has another shape, or a row allows no action.
+            ValueError: a mask has another shape, a row allows no action, or the model does not
+                give one value for every action.
         """
         obs, mask = split_mask(batch.obs, batch.get("info"))
         logits, hidden = (model or self.model)(obs, state=state, info=batch.get("info"))
+        if logits.ndim != 2 or logits.shape[1] != self.action_space.n:
+            raise ValueError(
+                f"the model gives Q-values of shape {tuple(logits.shape)}; it must be (B, A) with "
+                f"A={self.action_space.n}, one value for every action of {self.action_space}"
+            )
         act = greedy_actions(self.compute_q_value(logits, mask)).cpu().numpy()
         return Batch(logits=logits, act=act, state=hidden)
 

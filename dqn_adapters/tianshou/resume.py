@@ -21,8 +21,8 @@ def save_checkpoint(path: str | Path, algorithm: DQN[Any], collector: Any) -> Pa
 
     Saved are the algorithm (networks, optimiser, learning-rate schedulers, counters, epsilon and
     its schedule), the collector's replay buffer with its priorities, and every random stream: of
-    the policy, the buffer, torch (dropout draws from it) and the environments. One file, written
-    atomically and without pickle.
+    the policy, the buffer, torch (dropout draws from it), the environments and their action spaces
+    (`collect(random=True)` draws from these). One file, written atomically and without pickle.
 
     Not saved is where in an episode the environments are: Tianshou resets them at the start of
     every `run_training`, whether it was interrupted or not. State that an environment or its
@@ -41,6 +41,7 @@ def save_checkpoint(path: str | Path, algorithm: DQN[Any], collector: Any) -> Pa
         TypeError: the buffer holds objects that are not numbers, strings, or lists of them.
     """
     state = {
+        "config": algorithm.config.to_dict(),
         "algorithm": dict(algorithm.state_dict()),  # type: ignore[no-untyped-call]
         "buffer": _buffer_state(collector.buffer),
         "collector": {
@@ -50,6 +51,7 @@ def save_checkpoint(path: str | Path, algorithm: DQN[Any], collector: Any) -> Pa
             None if generator is None else generator.bit_generator.state
             for generator in _generators(collector.env)
         ],
+        "action_spaces": [space.np_random.bit_generator.state for space in collector._action_space],
         "torch": torch.get_rng_state(),
     }
     return checkpoint.save(path, KIND, state)
@@ -65,7 +67,8 @@ def load_checkpoint(path: str | Path, algorithm: DQN[Any], collector: Any) -> No
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: the file is not such a checkpoint, is damaged, or is newer.
-        ValueError: algorithm, buffer or environments do not fit; nothing is changed then.
+        ValueError: algorithm, its hyper-parameters, buffer or environments do not fit; nothing is
+            changed then. (`algorithm.load_state_dict` goes on with other hyper-parameters.)
     """
     state = checkpoint.load(path, KIND)
     buffer, saved = collector.buffer, state["buffer"]
@@ -79,6 +82,7 @@ def load_checkpoint(path: str | Path, algorithm: DQN[Any], collector: Any) -> No
         raise ValueError(
             f"{path} has {len(state['environments'])} environments, the collector {len(generators)}"
         )
+    _check_config(path, algorithm.config.to_dict(), state["config"])
     algorithm.load_state_dict(state["algorithm"])
     _load_buffer(buffer, saved)
     collector.reset(reset_buffer=False)
@@ -88,7 +92,17 @@ def load_checkpoint(path: str | Path, algorithm: DQN[Any], collector: Any) -> No
         if generator is not None and stream is not None:
             generator.bit_generator.state = stream
             collector.env.set_env_attr("np_random", generator, id=i)
+    for space, stream in zip(collector._action_space, state["action_spaces"], strict=True):
+        space.np_random.bit_generator.state = stream
     torch.set_rng_state(state["torch"])
+
+
+def _check_config(path: str | Path, mine: dict[str, Any], saved: dict[str, Any]) -> None:
+    for name, value in mine.items():
+        if saved.get(name, value) != value:
+            raise ValueError(
+                f"{path} was trained with {name}={saved[name]!r}, this algorithm has {value!r}"
+            )
 
 
 def _generators(envs: Any) -> list[np.random.Generator | None]:

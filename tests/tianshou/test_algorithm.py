@@ -484,6 +484,23 @@ def test_a_buffer_of_the_host_without_next_observations_is_refused() -> None:
         run(algorithm, collector, 10)
 
 
+def test_an_empty_buffer_is_named() -> None:
+    algorithm = ours(Table([0.0, 0.0], [1.0, 2.0]), variant="vanilla")
+    with pytest.raises(ValueError, match="the buffer is empty: collect"):
+        update(algorithm, buffer=HostVectorReplayBuffer(4, 2))
+
+
+def test_a_state_of_another_network_is_refused_untouched() -> None:
+    first, second = (
+        ours(Table(*rows), variant="vanilla") for rows in ([[0.0, 0.0]], [[0.0, 0.0]] * 2)
+    )
+    update(first, transition(obs_next=np.array(0)))
+    with pytest.raises(ValueError, match=r"policy\.model\.values of the state has shape \(1, 2\)"):
+        second.load_state_dict(first.state_dict())
+    assert not second.learner.optimizer.state
+    assert second.learner.num_updates == 0
+
+
 def test_a_policy_without_q_values_is_refused() -> None:
     with pytest.raises(ValueError, match="policy=.*must be a DQNPolicy"):
         DQN(policy=RandomActionPolicy(spaces.Discrete(2)), optim=OPTIM)

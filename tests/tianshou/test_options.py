@@ -109,6 +109,18 @@ def test_contradictions_are_errors(options: dict[str, Any], message: str) -> Non
         make(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optim": torch.optim.Adam}, "optim must be an OptimizerFactory"),
+        ({"config": {"gamma": 0.9}}, "config must be a DQNConfig"),
+    ],
+)
+def test_arguments_of_another_type_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        make(**options)
+
+
 def test_an_unknown_option_is_named() -> None:
     with pytest.raises(TypeError, match="no option 'learning_rate'.*belong to Tianshou's optim"):
         make(learning_rate=0.1)

@@ -97,6 +97,30 @@ def test_the_seed_decides_the_exploration() -> None:
     assert draw(None) != draw(None)
 
 
+def test_a_mask_that_the_info_does_not_have_says_nothing() -> None:
+    """Tianshou makes one batch of infos with a mask and infos without: zeros, where there is
+    none."""
+    q_values = np.array([[1.0, 9.0, 2.0], [1.0, 9.0, 2.0]], np.float32)
+    mask = np.array([1, 0, 1], np.int8)
+    batch = Batch(obs=q_values, info=[{"env_id": 0, "action_mask": mask}, {"env_id": 1}])
+    assert batch.info.action_mask.tolist() == [[1, 0, 1], [0, 0, 0]]
+    assert policy()(batch).act.tolist() == [2, 1]
+    explorer = policy(eps_inference=1.0, seed=0)
+    actions = [explorer.add_exploration_noise(np.zeros(2, int), batch) for _ in range(50)]
+    assert [set(row) for row in np.transpose(actions).tolist()] == [{0, 2}, {0, 1, 2}]
+
+
+def test_what_a_policy_refuses() -> None:
+    for epsilon in (1.5, -0.1, np.nan, "half"):
+        for name in ("eps_training", "eps_inference"):
+            with pytest.raises(ValueError, match=rf"{name}=.*a number in \[0, 1\]"):
+                policy(**{name: epsilon})
+            with pytest.raises(ValueError, match=rf"{name}=.*a number in \[0, 1\]"):
+                getattr(policy(), f"set_{name}")(epsilon)
+    with pytest.raises(TypeError, match="model must be a torch.nn.Module"):
+        DQNPolicy(model=lambda obs: obs, action_space=spaces.Discrete(2))
+
+
 def test_only_a_discrete_action_space_is_accepted() -> None:
     with pytest.raises(ValueError, match=r"action_space=Box.*must be a Discrete"):
         DQNPolicy(model=Echo(), action_space=spaces.Box(0.0, 1.0))

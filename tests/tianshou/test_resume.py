@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import operator
 import os
 import subprocess
 import sys
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from tianshou.algorithm.optim import AdamOptimizerFactory, LRSchedulerFactoryLinear
 from tianshou.data import Collector
 from tianshou.env import DummyVectorEnv
 
@@ -51,7 +55,7 @@ class Frames(gym.ObservationWrapper[Any, Any, Any]):
         return np.array([observation if last is None else last, observation], np.float32)
 
 
-def make(option: str, seed: int) -> tuple[DQN[DQNPolicy], Collector[Any]]:
+def make(option: str, seed: int, **changes: Any) -> tuple[DQN[DQNPolicy], Collector[Any]]:
     config = DQNConfig(
         learning_starts=20,
         batch_size=8,
@@ -64,6 +68,8 @@ def make(option: str, seed: int) -> tuple[DQN[DQNPolicy], Collector[Any]]:
         hidden_sizes=(16,),
         **OPTIONS[option],
     )
+    hidden_sizes = changes.pop("hidden_sizes", config.hidden_sizes)  # of the network alone
+    config = dataclasses.replace(config, **changes)
 
     def env() -> Any:
         cart_pole = gym.make("CartPole-v1")
@@ -71,11 +77,17 @@ def make(option: str, seed: int) -> tuple[DQN[DQNPolicy], Collector[Any]]:
 
     torch.manual_seed(seed)
     space = env().observation_space
-    policy = DQNPolicy(model=QNet(space, 2, (16,)), action_space=spaces.Discrete(2), seed=seed)
+    policy = DQNPolicy(
+        model=QNet(space, 2, hidden_sizes), action_space=spaces.Discrete(2), seed=seed
+    )
     envs = DummyVectorEnv([env] * 2)
     envs.seed(seed)
     buffer = make_buffer(config, 2, seed=seed)
-    return DQN(policy=policy, config=config), Collector(policy, envs, buffer, True)
+    optim = AdamOptimizerFactory(lr=1e-2)
+    if option == "plain":
+        optim.with_lr_scheduler_factory(LRSchedulerFactoryLinear(1, 100, 1))
+    algorithm: DQN[DQNPolicy] = DQN(policy=policy, config=config, optim=optim)
+    return algorithm, Collector(policy, envs, buffer, True)
 
 
 def run(algorithm: Any, collector: Any) -> None:
@@ -99,32 +111,46 @@ def fingerprint(algorithm: Any, collector: Any) -> dict[str, torch.Tensor]:
         "obs_next": torch.tensor(batch.obs_next),
         "reset": torch.tensor(collector.env.reset()[0]),
         "torch": torch.rand(2),
+        "learning rate": torch.tensor([s.get_last_lr()[0] for s in algorithm.lr_schedulers]),
+        "random actions": random_actions(collector),
     }
 
 
-def main(option: str, checkpoint: str, out: str) -> None:
-    algorithm, collector = make(option, seed=5)
-    load_checkpoint(checkpoint, algorithm, collector)
-    run(algorithm, collector)
-    torch.save(fingerprint(algorithm, collector), out)
+def random_actions(collector: Any) -> torch.Tensor:
+    """Those of `collect(random=True)`, which Tianshou draws from the action spaces."""
+    collector.reset()
+    collector.collect(n_step=40, random=True)
+    return torch.tensor(collector.buffer.act)
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_a_new_process_goes_on_exactly(option: str, tmp_path: Path) -> None:
-    path, out = tmp_path / "checkpoint", tmp_path / "out"
-    algorithm, collector = make(option, seed=0)
-    run(algorithm, collector)
-    save_checkpoint(path, algorithm, collector)
-    run(algorithm, collector)
-    expected = fingerprint(algorithm, collector)
-    assert expected["counts"].tolist()[0] == 160
+def main(folder: str) -> None:
+    for option in OPTIONS:
+        algorithm, collector = make(option, seed=5)
+        load_checkpoint(f"{folder}/{option}", algorithm, collector)
+        run(algorithm, collector)
+        torch.save(fingerprint(algorithm, collector), f"{folder}/{option}.out")
 
-    code = f"import test_resume; test_resume.main({option!r}, {str(path)!r}, {str(out)!r})"
+
+def test_a_new_process_goes_on_exactly(tmp_path: Path) -> None:
+    expected = {}
+    for option in OPTIONS:
+        algorithm, collector = make(option, seed=0)
+        collector.reset()
+        collector.collect(n_step=6, random=True)
+        run(algorithm, collector)
+        save_checkpoint(tmp_path / option, algorithm, collector)
+        run(algorithm, collector)
+        expected[option] = fingerprint(algorithm, collector)
+        assert expected[option]["counts"].tolist()[0] == 160
+    assert expected["plain"]["learning rate"] == pytest.approx(1e-2 * 0.3)  # after 70 updates
+
+    code = f"import test_resume; test_resume.main({str(tmp_path)!r})"
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     subprocess.run([sys.executable, "-c", code], check=True, env=env)
-    resumed = torch.load(out, weights_only=True)
-    for name, value in expected.items():
-        assert torch.equal(resumed[name], value), name
+    for option, values in expected.items():
+        resumed = torch.load(tmp_path / f"{option}.out", weights_only=True)
+        for name, value in values.items():
+            assert torch.equal(resumed[name], value), (option, name)
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -138,6 +164,18 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             load_checkpoint(path, other, empty)
         assert torch.equal(torch.cat([p.detach().flatten() for p in other.parameters()]), before)
+        assert not len(empty.buffer)
+    for change, message in (
+        ({"n_steps": 3}, "trained with n_steps=1, this algorithm has 3"),
+        ({"hidden_sizes": (17,)}, r"shape \(16, 4\), not \(17, 4\)"),
+    ):
+        other, empty = make("plain", seed=1, **change)
+        before = copy.deepcopy(dict(other.state_dict()))
+        with pytest.raises(ValueError, match=message):
+            load_checkpoint(path, other, empty)
+        for name, value in other.state_dict().items():
+            same = torch.equal if isinstance(value, torch.Tensor) else operator.eq
+            assert same(value, before[name]), name
         assert not len(empty.buffer)
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
