@@ -100,6 +100,35 @@ def learning_curves(
         limits: Of the vertical axis, the same in panels that are compared.
         threshold: A dotted horizontal line.
     """
+    return _curves(
+        title,
+        lines,
+        limits=limits,
+        threshold=threshold,
+        labels=("environment steps", "greedy return"),
+    )
+
+
+def profiles(title: str, lines: Sequence[Line]) -> str:
+    """One panel: performance profiles with their bands.
+
+    Args:
+        title: Above the panel.
+        lines: Share of runs, `band.mean`, above a normalised score, `band.x`.
+    """
+    return _curves(
+        title, lines, limits=(-0.02, 1.02), labels=("normalised score", "share of runs above it")
+    )
+
+
+def _curves(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    limits: tuple[float, float],
+    labels: tuple[str, str],
+    threshold: float | None = None,
+) -> str:
     with matplotlib.rc_context(_STYLE):
         # The axes of panels side by side are equally high, however long the legends are.
         legend_rows = -(-len(lines) // 2)
@@ -120,15 +149,16 @@ def learning_curves(
                 linestyle=(0, (4, 2)) if line.dashed else "solid",
                 marker=line.marker,
                 markersize=4.0,
+                markevery=max(1, len(band.x) // 12),
                 markerfacecolor="white" if line.dashed else line.colour,
                 label=line.label,
             )
         axes.set_ylim(*limits)
-        axes.set_xlim(left=0)
+        axes.set_xlim(left=min(line.band.x[0] for line in lines))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
-        axes.set_xlabel("environment steps")
-        axes.set_ylabel("greedy return")
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
         figure.legend(loc="outside lower left", ncols=2, handlelength=2.6, columnspacing=1.6)
         return _svg(figure)
 

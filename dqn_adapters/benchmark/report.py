@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from dqn_adapters.benchmark import figures, systems
 from dqn_adapters.benchmark.levelling import Row, levelling_table, own_settings
@@ -21,10 +23,19 @@ from dqn_adapters.benchmark.spec import EnvironmentSpec, RunSpec
 from dqn_adapters.benchmark.statistics import (
     CONFIDENCE,
     MIN_SAMPLES,
+    Aggregate,
+    Band,
+    Equivalence,
     Estimate,
+    aggregate_iqm,
+    aggregate_mean,
     band,
+    equivalence,
     estimate,
     normalised_area,
+    paired_differences,
+    performance_profile,
+    probability_of_improvement,
 )
 from dqn_adapters.benchmark.store import Failure, ForeignRunError, RunResult, Store
 from dqn_adapters.benchmark.suite import Suite, SuiteEnvironment
@@ -72,6 +83,26 @@ class SystemResult:
     seconds: Estimate
     """Of training."""
 
+    failed: int
+    """Runs that end no higher than they began, untrained."""
+
+    solved_at: tuple[int | None, ...]
+    """By run: environment steps at the first evaluation that reached the threshold; None: it never
+    did, or there is no threshold."""
+
+    @property
+    def solved(self) -> int:
+        """Runs that reached the threshold."""
+        return sum(step is not None for step in self.solved_at)
+
+    @property
+    def median_steps(self) -> int | None:
+        """Environment steps at which half of the runs had reached the threshold; None: fewer than
+        half did."""
+        reached = sorted(step for step in self.solved_at if step is not None)
+        half = (len(self.solved_at) + 1) // 2
+        return reached[half - 1] if len(reached) >= half else None
+
     @property
     def seeds(self) -> tuple[int, ...]:
         """Seed indices of the runs."""
@@ -80,16 +111,19 @@ class SystemResult:
 
 @dataclass(frozen=True)
 class Difference:
-    """An adapter against the host's own DQN of the same variant."""
+    """A system against another one on the same seeds."""
 
-    adapter: str
+    system: str
     reference: str
     area: Estimate
-    """Of the paired differences of the area, adapter - reference; positive: the adapter scores
+    """Of the paired differences of the area, system - reference; positive: the system scores
     more."""
 
     speed: float
-    """Environment steps per second, adapter / reference."""
+    """Environment steps per second, system / reference."""
+
+    equivalence: Equivalence | None
+    """Whether they score the same, if the suite states a margin and there are enough seeds."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +153,16 @@ class EnvironmentReport:
 
     id: str
     threshold: float | None
+    score_range: tuple[float, float] | None
+    margin: float | None
     systems: tuple[SystemResult, ...]
     differences: tuple[Difference, ...]
+    """Adapters against the hosts' own DQN of the same variant."""
+
+    comparisons: tuple[Difference, ...]
+    """Variants against the target variant of the same implementation, and systems with settings of
+    their own against what they come from."""
+
     curves_by_family: tuple[Picture, ...]
     curves_by_variant: tuple[Picture, ...]
     scores: tuple[Picture, ...]
@@ -130,6 +172,45 @@ class EnvironmentReport:
     def families(self) -> dict[str, list[SystemResult]]:
         """The systems under the headings of tables and plots."""
         return _grouped(self.systems)
+
+
+@dataclass(frozen=True)
+class AcrossRow:
+    """A system over all environments."""
+
+    system: SystemResult
+    """On one of them."""
+
+    iqm: Aggregate
+    mean: Aggregate
+    """Of the normalised areas."""
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """P(a run of the system scores more than one of the reference), over all environments."""
+
+    system: str
+    reference: str
+    probability: Aggregate
+
+
+@dataclass(frozen=True)
+class AcrossReport:
+    """The environments taken together, with scores normalised by the ranges that the suite has."""
+
+    environments: tuple[EnvironmentReport, ...]
+    rows: tuple[AcrossRow, ...]
+    improvements: tuple[Improvement, ...]
+    intervals: Picture
+    profiles: tuple[Picture, ...]
+
+    @property
+    def families(self) -> dict[str, list[AcrossRow]]:
+        """The rows under the headings of the table."""
+        rows = {row.system.name: row for row in self.rows}
+        grouped = _grouped([row.system for row in self.rows])
+        return {name: [rows[each.name] for each in members] for name, members in grouped.items()}
 
 
 @dataclass(frozen=True)
@@ -146,6 +227,9 @@ class Report:
 
     suite: Suite
     environments: tuple[EnvironmentReport, ...]
+    across: AcrossReport | None
+    """None: there are fewer than two environments with a range, or too few seeds."""
+
     summary: tuple[str, ...]
     finished: int
     missing: tuple[Missing, ...]
@@ -182,7 +266,7 @@ class Report:
                 *environment.scores,
                 environment.throughput,
             )
-        ]
+        ] + ([self.across.intervals, *self.across.profiles] if self.across else [])
 
 
 def write_report(suite: Suite, store: Store, output: Path, *, asked_as: str) -> Path:
@@ -249,6 +333,7 @@ def collect(suite: Suite, store: Store, *, asked_as: str) -> Report:
     return Report(
         suite=suite,
         environments=environments,
+        across=_across(environments),
         summary=tuple(_summary(suite, environments, len(used), len(missing))),
         finished=len(used),
         missing=missing,
@@ -284,12 +369,12 @@ def _environment(environment: SuiteEnvironment, results: Sequence[RunResult]) ->
         origin = by_system[name][0].run.system
         return order.get(origin, len(order)), name != origin, name
 
-    found = [_system(name, by_system[name]) for name in sorted(by_system, key=place)]
+    threshold = environment.threshold
+    found = [_system(name, by_system[name], threshold) for name in sorted(by_system, key=place)]
     slug = _slug(environment.spec)
     curves = [value for system in found for run in system.runs for value in run.scores]
     margin = 0.04 * ((max(curves) - min(curves)) or 1.0)
     limits = (min(curves) - margin, max(curves) + margin)
-    threshold = environment.threshold
     if threshold is not None and not limits[0] <= threshold <= limits[1]:
         threshold = None
 
@@ -323,8 +408,17 @@ def _environment(environment: SuiteEnvironment, results: Sequence[RunResult]) ->
     return EnvironmentReport(
         id=environment.spec.title,
         threshold=environment.threshold,
+        score_range=environment.score_range,
+        margin=environment.margin,
         systems=tuple(found),
-        differences=tuple(_differences(found)),
+        differences=tuple(
+            _difference(adapter, reference, environment.margin)
+            for adapter, reference in _host_pairs(found)
+        ),
+        comparisons=tuple(
+            _difference(system, reference, environment.margin)
+            for system, reference in _variant_pairs(found)
+        ),
         curves_by_family=panels(_grouped(found), "family", _variant_line, says),
         curves_by_variant=panels(by_variant, "variant", _library_line, says),
         scores=(
@@ -346,7 +440,7 @@ def _environment(environment: SuiteEnvironment, results: Sequence[RunResult]) ->
     )
 
 
-def _system(name: str, results: Sequence[RunResult]) -> SystemResult:
+def _system(name: str, results: Sequence[RunResult], threshold: float | None) -> SystemResult:
     runs = tuple(sorted(results, key=lambda result: result.run.seed_index))
     origin = runs[0].run.system
     implementation, own = _implementation(origin), name != origin
@@ -378,33 +472,127 @@ def _system(name: str, results: Sequence[RunResult]) -> SystemResult:
             [run.timing.updates / time for run, time in zip(runs, seconds, strict=True)]
         ),
         seconds=estimate(seconds),
+        failed=sum(run.scores[-1] <= run.scores[0] for run in runs),
+        solved_at=tuple(_reaches(run, threshold) for run in runs),
     )
 
 
-def _differences(found: Sequence[SystemResult]) -> Iterable[Difference]:
+def _reaches(run: RunResult, threshold: float | None) -> int | None:
+    if threshold is None:
+        return None
+    points = zip(run.timesteps, run.scores, strict=True)
+    return next((step for step, score in points if score >= threshold), None)
+
+
+Pairs = Iterable[tuple[SystemResult, SystemResult]]
+
+
+def _host_pairs(found: Sequence[SystemResult]) -> Pairs:
+    """Adapters and the hosts' own DQN, of the same variant, that have seeds in common."""
     for reference in found:
         if not reference.reference or reference.own:
             continue
         for adapter in found:
-            if (
-                adapter.reference
-                or adapter.own
-                or (adapter.family, adapter.variant)
-                != (
-                    reference.family,
-                    reference.variant,
-                )
-            ):
+            levelled = not adapter.reference and not adapter.own
+            same = (adapter.family, adapter.variant) == (reference.family, reference.variant)
+            if levelled and same and set(adapter.seeds) & set(reference.seeds):
+                yield adapter, reference
+
+
+def _variant_pairs(found: Sequence[SystemResult]) -> Pairs:
+    """Variants and the target variant, systems with settings of their own and their origin."""
+    for system in found:
+        for reference in found:
+            if reference.own or system.implementation != reference.implementation:
                 continue
-            ours = dict(zip(adapter.seeds, adapter.area.samples, strict=True))
-            theirs = dict(zip(reference.seeds, reference.area.samples, strict=True))
-            if shared := sorted(ours.keys() & theirs.keys()):
-                yield Difference(
-                    adapter.name,
-                    reference.name,
-                    estimate([ours[seed] - theirs[seed] for seed in shared]),
-                    adapter.steps_per_second.mean / reference.steps_per_second.mean,
-                )
+            origin = system.own and reference.name == system.runs[0].run.system
+            variant = not system.own and reference.variant == "target" != system.variant
+            if (origin or variant) and set(system.seeds) & set(reference.seeds):
+                yield system, reference
+
+
+def _difference(system: SystemResult, reference: SystemResult, margin: float | None) -> Difference:
+    samples = paired_differences(
+        dict(zip(system.seeds, system.area.samples, strict=True)),
+        dict(zip(reference.seeds, reference.area.samples, strict=True)),
+    )
+    return Difference(
+        system.name,
+        reference.name,
+        estimate(samples),
+        system.steps_per_second.mean / reference.steps_per_second.mean,
+        equivalence(samples, margin) if margin and len(samples) >= MIN_SAMPLES else None,
+    )
+
+
+def _across(environments: Sequence[EnvironmentReport]) -> AcrossReport | None:
+    """The environments together, and the systems that have enough seeds on all of them."""
+    ranged = tuple(each for each in environments if each.score_range is not None)
+    if len(ranged) < 2:
+        return None
+    scores: dict[str, list[list[float]]] = {}
+    for system in ranged[0].systems:
+        rows = [
+            [(value - low) / (high - low) for value in found.area.samples]
+            for each in ranged
+            for low, high in [each.score_range or (0.0, 1.0)]
+            for found in each.systems
+            if found.name == system.name and len(found.runs) >= MIN_SAMPLES
+        ]
+        if len(rows) == len(ranged):
+            scores[system.name] = rows
+    if not scores:
+        return None
+    found = [system for system in ranged[0].systems if system.name in scores]
+    rows_ = tuple(
+        AcrossRow(each, aggregate_iqm(scores[each.name]), aggregate_mean(scores[each.name]))
+        for each in found
+    )
+    pairs = [*_variant_pairs(found), *_host_pairs(found)]
+    grid = np.linspace(0.0, max(1.0, *(max(map(max, rows)) for rows in scores.values())), 101)
+    iqm = {row.system.name: row.iqm for row in rows_}
+    return AcrossReport(
+        environments=ranged,
+        rows=rows_,
+        improvements=tuple(
+            Improvement(a.name, b.name, probability_of_improvement(scores[a.name], scores[b.name]))
+            for a, b in pairs
+        ),
+        intervals=_interval_picture(
+            "across-iqm",
+            "All environments: interquartile mean",
+            "normalised area under the curve",
+            found,
+            lambda s: Estimate(
+                iqm[s.name].value, iqm[s.name].low, iqm[s.name].high, (), "interval"
+            ),
+        ),
+        profiles=tuple(
+            Picture(
+                f"across-profile-{number}",
+                f"All environments: {title}",
+                "Share of runs whose normalised area under the curve is above a score.",
+                figures.profiles(
+                    title,
+                    _distinct(
+                        [
+                            dataclasses.replace(
+                                _variant_line(each), band=_profile(scores[each.name], grid)
+                            )
+                            for each in members
+                        ]
+                    ),
+                ),
+            )
+            for number, (title, members) in enumerate(_grouped(found).items(), 1)
+        ),
+    )
+
+
+def _profile(scores: Sequence[Sequence[float]], grid: NDArray[np.float64]) -> Band:
+    found = performance_profile(scores, grid)
+    samples = np.stack([found.low, found.high])
+    return Band(found.thresholds, found.share, found.low, found.high, samples, "interval")
 
 
 def _summary(
@@ -458,7 +646,7 @@ def _summary(
             f"Fastest in training is {fastest.name} with "
             f"{fastest.steps_per_second.mean:,.0f} environment steps per second"
         )
-        ratios = [f"{item.adapter} is {item.speed:.2f} times" for item in each.differences]
+        ratios = [f"{item.system} is {item.speed:.2f} times" for item in each.differences]
         yield text + (f". {_and(ratios)} as fast as the host's own DQN." if ratios else ".")
 
 
@@ -481,9 +669,7 @@ def _variant_means(found: Sequence[SystemResult]) -> str:
 
 
 def _worse_than_untrained(found: Sequence[SystemResult]) -> str:
-    worse = {
-        system.name: sum(run.scores[-1] <= run.scores[0] for run in system.runs) for system in found
-    }
+    worse = {system.name: system.failed for system in found}
     names = [f"{name} ({count})" for name, count in worse.items() if count]
     if not names:
         return "Every run ends above its untrained score."
@@ -648,6 +834,25 @@ def _bounds(value: Estimate) -> str:
     return f"[{_number(value.low)}, {_number(value.high)}]"
 
 
+def _aggregate(value: Aggregate) -> str:
+    """A number of the order of 1 with its interval."""
+    text = f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _equivalent(found: Equivalence | None) -> str:
+    if found is None:
+        return f"fewer than {MIN_SAMPLES} seeds"
+    p = "p < 0.001" if found.p_value < 0.001 else f"p = {found.p_value:.3f}"
+    interval = f"[{_number(found.low)}, {_number(found.high)}]"
+    return f"{'yes' if found.equivalent else 'not shown'}, {p}, {interval}"
+
+
+def _solved_by(system: SystemResult) -> str:
+    steps = system.median_steps
+    return "(\N{EN DASH})" if steps is None else f"({steps:,})"
+
+
 def _by_value(mapping: Mapping[str, str]) -> list[tuple[str, list[str]]]:
     """Names that share a value, together."""
     groups: dict[str, list[str]] = {}
@@ -692,6 +897,9 @@ def _render(template: str, report: Report, *, autoescape: bool) -> str:
         bounds=_bounds,
         number=_number,
         count=_count,
+        aggregate=_aggregate,
+        equivalent=_equivalent,
+        solved_by=_solved_by,
         by_value=_by_value,
         breakable=lambda text: Markup(re.sub(r"([_=])", r"\1<wbr>", str(Markup.escape(text)))),
         cell=lambda text: " ".join(text.split()).replace("|", "\\|"),

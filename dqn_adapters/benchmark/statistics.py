@@ -1,10 +1,15 @@
-"""The numbers of the report: areas under curves, means and their uncertainty."""
+"""The numbers of the report: areas under curves, means, comparisons, and their uncertainty.
+
+Comparisons across environments are those of Agarwal et al. (2021), "Deep Reinforcement Learning at
+the Edge of the Statistical Precipice": few runs per task, all of them shown, interval estimates by
+a bootstrap that resamples the runs of every task by themselves (stratified).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +21,7 @@ MIN_SAMPLES = 5
 samples it is just [min, max], which holds the mean every other time, not 95 times in 100."""
 
 _RESAMPLES = 9999
+_STRATIFIED_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,46 @@ class Estimate:
     def n(self) -> int:
         """Number of samples."""
         return len(self.samples)
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """A number that is computed from the runs of several tasks, with its uncertainty."""
+
+    value: float
+    low: float
+    high: float
+    """Ends of the 95 % interval by the stratified percentile bootstrap."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Share of runs above a score, for every score; arrays `(thresholds,)`."""
+
+    thresholds: NDArray[np.float64]
+    share: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Two one-sided t-tests (TOST, Schuirmann 1987) of paired differences."""
+
+    margin: float
+    """Differences within +- margin count as none."""
+
+    p_value: float
+    """Of the hypothesis that the mean difference is outside of the margin."""
+
+    low: float
+    high: float
+    """Ends of the 90 % interval of the mean: within the margin just when p < 0.05."""
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether equivalence is shown at the 5 % level. False shows nothing."""
+        return self.p_value < 1 - CONFIDENCE
 
 
 @dataclass(frozen=True)
@@ -80,6 +126,116 @@ def band(x: ArrayLike, curves: ArrayLike) -> Band:
     return Band(np.asarray(x, np.float64), values.mean(axis=0), low, high, values, kind)
 
 
+def paired_differences(ours: Mapping[int, float], theirs: Mapping[int, float]) -> tuple[float, ...]:
+    """ours - theirs, seed by seed, of the seeds that both have, in their order.
+
+    Args:
+        ours: By seed.
+        theirs: By seed.
+    """
+    return tuple(ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys()))
+
+
+def equivalence(differences: Sequence[float], margin: float) -> Equivalence:
+    """Whether paired differences are shown to be within a margin, in the mean.
+
+    Args:
+        differences: At least two.
+        margin: > 0, in their unit; stated before the data are seen.
+
+    Raises:
+        ValueError: there are fewer than two, one is not finite, or the margin is not > 0.
+    """
+    values = _checked(differences, ndim=1)
+    if len(values) < 2 or not margin > 0:
+        raise ValueError(
+            f"at least two differences and a margin > 0 are needed, got {len(values)} and {margin}"
+        )
+    if values.min() == values.max():  # no spread: the t statistic is infinite, or nan
+        inside = abs(values[0]) < margin
+        return Equivalence(margin, 0.0 if inside else 1.0, float(values[0]), float(values[0]))
+    above = stats.ttest_1samp(values, -margin, alternative="greater")
+    below = stats.ttest_1samp(values, margin, alternative="less")
+    interval = stats.ttest_1samp(values, 0.0).confidence_interval(2 * CONFIDENCE - 1)
+    return Equivalence(
+        margin, float(max(above.pvalue, below.pvalue)), float(interval.low), float(interval.high)
+    )
+
+
+def interquartile_mean(scores: ArrayLike) -> float:
+    """Mean of the middle half of all scores, of all runs and tasks together."""
+    return float(stats.trim_mean(np.ravel(_checked(np.ravel(scores), ndim=1)), 0.25))
+
+
+def aggregate_iqm(scores: Sequence[ArrayLike]) -> Aggregate:
+    """The interquartile mean over runs and tasks.
+
+    Args:
+        scores: By task, the normalised scores of its runs, `(runs,)`; tasks may differ in number.
+    """
+    tasks = _tasks(scores)
+
+    def iqm(*samples: NDArray[np.float64], axis: int = -1) -> Any:
+        return stats.trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
+
+    return _aggregate(tasks, iqm)
+
+
+def aggregate_mean(scores: Sequence[ArrayLike]) -> Aggregate:
+    """The mean over tasks of the mean over runs; see `aggregate_iqm`."""
+    tasks = _tasks(scores)
+
+    def mean(*samples: NDArray[np.float64], axis: int = -1) -> Any:
+        return np.mean([sample.mean(axis=axis) for sample in samples], axis=0)
+
+    return _aggregate(tasks, mean)
+
+
+def probability_of_improvement(x: Sequence[ArrayLike], y: Sequence[ArrayLike]) -> Aggregate:
+    """P(a run of X scores more than one of Y), ties counted half, averaged over tasks.
+
+    Args:
+        x: By task, the scores of the runs of X, `(runs,)`.
+        y: The same of Y, in the same order of tasks.
+
+    Raises:
+        ValueError: X and Y do not have the same number of tasks.
+    """
+    if len(x) != len(y):
+        raise ValueError(f"X and Y must have the same tasks, got {len(x)} and {len(y)}")
+    tasks = _tasks([*x, *y])
+
+    def probability(*samples: NDArray[np.float64], axis: int = -1) -> Any:
+        moved = [np.moveaxis(sample, axis, -1) for sample in samples]
+        half = len(moved) // 2
+        wins = [
+            (a[..., :, None] > b[..., None, :]).mean(axis=(-2, -1))
+            + (a[..., :, None] == b[..., None, :]).mean(axis=(-2, -1)) / 2
+            for a, b in zip(moved[:half], moved[half:], strict=True)
+        ]
+        return np.mean(wins, axis=0)
+
+    return _aggregate(tasks, probability)
+
+
+def performance_profile(scores: Sequence[ArrayLike], thresholds: ArrayLike) -> Profile:
+    """Share of runs, of all tasks together, that score more than each threshold.
+
+    Args:
+        scores: See `aggregate_iqm`.
+        thresholds: `(thresholds,)`.
+    """
+    tasks = _tasks(scores)
+    grid = _checked(thresholds, ndim=1)
+
+    def shares(*samples: NDArray[np.float64], axis: int = -1) -> Any:
+        values = np.concatenate([np.moveaxis(sample, axis, -1) for sample in samples], axis=-1)
+        return np.array([(values > threshold).mean(axis=-1) for threshold in grid])
+
+    low, high = _stratified(tasks, shares)
+    return Profile(grid, shares(*tasks), low, high)
+
+
 def normalised_area(timesteps: ArrayLike, scores: ArrayLike) -> float:
     """Area under the linearly interpolated curve, divided by its length: the mean score over the
     training, in the unit of the score.
@@ -118,6 +274,34 @@ def _bounds(
         low[varied] = result.confidence_interval.low
         high[varied] = result.confidence_interval.high
     return low, high, "interval"
+
+
+def _aggregate(tasks: Sequence[NDArray[np.float64]], statistic: Callable[..., Any]) -> Aggregate:
+    low, high = _stratified(tasks, statistic)
+    return Aggregate(float(statistic(*tasks)), float(low), float(high))
+
+
+def _stratified(tasks: Sequence[NDArray[np.float64]], statistic: Callable[..., Any]) -> Any:
+    """Ends of the percentile interval; SciPy resamples each of several samples by itself."""
+    interval = stats.bootstrap(
+        tuple(tasks),
+        statistic,
+        vectorized=True,
+        confidence_level=CONFIDENCE,
+        n_resamples=_STRATIFIED_RESAMPLES,
+        batch=500,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return interval.low, interval.high
+
+
+def _tasks(scores: Sequence[ArrayLike]) -> list[NDArray[np.float64]]:
+    tasks = [_checked(task, ndim=1) for task in scores]
+    if not tasks or min(map(len, tasks)) < 2:
+        counts = [len(task) for task in tasks]
+        raise ValueError(f"at least one task with two runs each is needed, got {counts} runs")
+    return tasks
 
 
 def _checked(samples: ArrayLike, *, ndim: int) -> NDArray[np.float64]:

@@ -38,6 +38,14 @@ class SuiteEnvironment:
     threshold: float | None = None
     """Score at which it counts as solved; drawn in the report, nothing else."""
 
+    score_range: tuple[float, float] | None = None
+    """Scores that become 0 and 1 where environments are taken together. None: it is left out
+    there."""
+
+    margin: float | None = None
+    """Difference between two areas under the curve that counts as none, for tests of equivalence.
+    None: they are not made."""
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -62,6 +70,11 @@ class Suite:
     checkpoint_every: int | None = None
     """Environment steps after which runs of systems that can be continued save what they need for
     that. It decides no number. None: they do not."""
+
+    @property
+    def many_agents(self) -> bool:
+        """Whether the environments are PettingZoo's; see `games`."""
+        return self.systems[0].many_agents
 
     def runs(self) -> list[RunSpec]:
         """All runs, seed by seed, so that an interrupted suite has compared something.
@@ -124,7 +137,19 @@ class Suite:
             if missing:
                 raise SuiteError(missing)
         for environment in self.environments:
-            _check_environment(environment.spec, self.source)
+            if self.many_agents:
+                self._check_game(environment)
+            else:
+                _check_environment(environment.spec, self.source)
+
+    def _check_game(self, environment: SuiteEnvironment) -> None:
+        from dqn_adapters.benchmark import games
+
+        try:
+            games.check(self.run(environment, self.systems[0], self.seeds[0]))
+        except (TypeError, ValueError) as error:
+            place = f"{self.source}: environment {environment.spec.id!r}"
+            raise SuiteError(f"{place}: {error}") from error
 
 
 def find_suites() -> dict[str, Path]:
@@ -219,9 +244,12 @@ def _environment(table: _Table) -> SuiteEnvironment:
             label=table.take("label", _is_text, "a text", default=""),
         ),
         threshold=table.take("threshold", _is_number, "a number", None),
+        score_range=table.take("score_range", _is_range, "two numbers, [low, high]", None),
+        margin=table.take("margin", _is_positive, "a number > 0", None),
     )
     table.finish()
-    return environment
+    limits = environment.score_range
+    return dataclasses.replace(environment, score_range=limits and (limits[0], limits[1]))
 
 
 def _config(table: _Table) -> DQNConfig:
@@ -312,6 +340,11 @@ def _systems(names: Sequence[str], place: str, suite: Sequence[System] = ()) -> 
 
 
 def _check_systems(suite: Suite, place: str) -> None:
+    if len({system.many_agents for system in suite.systems}) > 1:
+        raise SuiteError(
+            f"{place}: systems that train in PettingZoo's environments and systems that train in "
+            "Gymnasium's cannot be in one suite"
+        )
     for system in suite.systems:
         freq = system.configure(suite.config).train_freq
         if any(step % freq for step in suite.evaluation.timesteps):
@@ -429,6 +462,19 @@ def _is_int(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_positive(value: object) -> bool:
+    return _is_number(value) and value > 0  # type: ignore[operator]
+
+
+def _is_range(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(map(_is_number, value))
+        and value[0] < value[1]
+    )
 
 
 def _is_text(value: object) -> bool:

@@ -132,7 +132,7 @@ def test_the_markdown_says_the_same_and_has_its_pictures(full: Path) -> None:
     for name in pictures:
         assert (full.parent / name).read_text().startswith("<svg")
     tables = [block for block in text.split("\n\n") if block.startswith("|")]
-    assert len(tables) == 4
+    assert len(tables) == 5
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
@@ -154,13 +154,105 @@ def test_the_numbers_are_those_of_the_runs(make_suite: Make, store: Store) -> No
     assert reference.steps_per_second.mean == 16.0
     assert adapter.updates_per_second.mean == 12.0
     (difference,) = report.environments[0].differences
-    assert (difference.adapter, difference.reference) == ("sb3-target", "sb3-reference")
+    assert (difference.system, difference.reference) == ("sb3-target", "sb3-reference")
     assert difference.area.samples == (41.0, 51.0)
     assert difference.speed == 2.0
     summary = " ".join(report.summary)
     assert "highest for sb3-target, 93.0 (83.0 to 103.0)" in summary
     assert "lowest for sb3-reference, 47.0 (42.0 to 52.0)" in summary
     assert "sb3-target is 2.00 times as fast" in summary
+
+
+def test_variants_are_compared_seed_by_seed(make_suite: Make, store: Store) -> None:
+    suite = make_suite(["native-vanilla", "native-target", "sb3-double"], seeds=2)
+    for run in suite.runs():  # rising with the seed; the variants differ by 4 and 6
+        extra = 4.0 + 2 * run.seed_index if run.config.variant == "vanilla" else 0.0
+        store.save(result(run, lambda run, step, e=extra: rising(run, step) + e))
+    (environment,) = collect(suite, store, asked_as="small").environments
+    (difference,) = environment.comparisons  # sb3-double has no target variant to compare with
+    assert (difference.system, difference.reference) == ("native-vanilla", "native-target")
+    assert difference.area.samples == (4.0, 6.0)
+    assert difference.equivalence is None  # no margin, and too few seeds
+
+
+def test_equivalence_is_tested_with_the_margin_of_the_suite(
+    make_suite: Make, store: Store, tmp_path: Path
+) -> None:
+    suite = make_suite(["sb3-target", "sb3-reference"], seeds=5, environment_extra="margin = 3")
+    for run in suite.runs():
+        extra = 0.1 * run.seed_index if run.system == "sb3-target" else 0.0
+        store.save(result(run, lambda run, step, e=extra: rising(run, step) + e))
+    page = write_report(suite, store, tmp_path / "out", asked_as="small")
+    assert "with the margin 3, which the suite states" in Page(page).text
+    assert "yes, p < 0.001, [0.0, 0.4]" in Page(page).text
+    assert "yes, p < 0.001, [0.0, 0.4]" in page.with_suffix(".md").read_text()
+
+
+def test_runs_that_solve_it_and_those_that_never_do_are_counted(
+    make_suite: Make, store: Store, tmp_path: Path
+) -> None:
+    suite = make_suite(["native-double"], seeds=3, environment_extra="threshold = 60")
+    fill(suite, store)  # 10, 42, 74 and 10, 20 more: 60 is reached at step 64, 64, 32
+    page = write_report(suite, store, tmp_path / "out", asked_as="small")
+    assert "| native-double | 3 |" in page.with_suffix(".md").read_text()
+    assert "| 3 (64) |" in page.with_suffix(".md").read_text()
+    (system,) = collect(suite, store, asked_as="small").environments[0].systems
+    assert system.solved_at == (64, 64, 32)
+
+    harder = make_suite(["native-double"], seeds=3, environment_extra="threshold = 90")
+    (system,) = collect(harder, store, asked_as="small").environments[0].systems
+    assert system.solved_at == (None, None, 64)  # 94 of seed 2 alone
+    assert (system.solved, system.median_steps) == (1, None)
+    page = write_report(harder, store, tmp_path / "out", asked_as="small")
+    assert "| 1 (\N{EN DASH}) |" in page.with_suffix(".md").read_text()
+
+
+TWO = """score_range = [0, 100]
+[[environments]]
+id = "Acrobot-v1"
+score_range = [-50, 150]
+"""
+
+
+def test_environments_are_taken_together_on_a_common_scale(
+    make_suite: Make, store: Store, tmp_path: Path
+) -> None:
+    suite = make_suite(["native-target", "native-double"], seeds=5, environment_extra=TWO)
+    for run in suite.runs():
+        extra = 50.0 if run.config.variant == "double" else 0.0
+        store.save(result(run, lambda run, step, e=extra: rising(run, step) + e))
+    page = write_report(suite, store, tmp_path / "out", asked_as="small")
+    across = collect(suite, store, asked_as="small").across
+    assert across is not None
+    target, double = across.rows
+    # Areas 42, 52 .. 82: 0.42 .. 0.82 on CartPole and 0.46 .. 0.66 on Acrobot.
+    scores = [0.42, 0.52, 0.62, 0.72, 0.82, 0.46, 0.51, 0.56, 0.61, 0.66]
+    assert target.mean.value == pytest.approx(np.mean(scores))
+    assert target.iqm.value == pytest.approx(np.mean(sorted(scores)[2:-2]))
+    assert double.mean.value == pytest.approx(np.mean(scores) + (0.5 + 0.25) / 2)
+    (improvement,) = across.improvements
+    assert (improvement.system, improvement.reference) == ("native-double", "native-target")
+    # 92 .. 132 against 42 .. 82 on both: every pair.
+    assert improvement.probability.value == 1.0
+    text = Page(page).text
+    assert "on CartPole-v1 0 is 0 and 100 is 1, on Acrobot-v1 -50 is 0 and 150 is 1" in text
+    assert f"{target.iqm.value:.2f} [" in text
+    assert "across-profile-1.svg" in page.with_suffix(".md").read_text()
+    assert (page.parent / "across-profile-1.svg").is_file()
+    ids = Page(page).ids
+    assert len(ids) == len(set(ids))
+
+
+def test_environments_are_not_taken_together_with_few_seeds_or_without_a_scale(
+    make_suite: Make, store: Store
+) -> None:
+    suite = make_suite(["native-double"], seeds=4, environment_extra=TWO)
+    fill(suite, store)
+    assert collect(suite, store, asked_as="small").across is None
+    one_range = TWO.partition("score_range = [-")[0]
+    one = make_suite(["native-double"], seeds=5, environment_extra=one_range)
+    fill(one, store)
+    assert collect(one, store, asked_as="small").across is None
 
 
 def test_few_seeds_get_ranges_and_many_get_intervals(make_suite: Make, store: Store) -> None:
@@ -264,7 +356,7 @@ def test_a_system_with_settings_of_its_own_is_not_taken_for_a_levelled_one(
     assert systems["slow"].own
     assert not systems["sb3-target"].own
     (difference,) = report.environments[0].differences
-    assert difference.adapter == "sb3-target"
+    assert difference.system == "sb3-target"
     row = next(row for row in report.levelling if row.setting == "Only slow")
     assert row.cells == {"sb3": "learning_rate=0.25"}
     page = write_report(suite, store, tmp_path / "out", asked_as="small")

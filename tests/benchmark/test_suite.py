@@ -184,6 +184,8 @@ def test_seeds_can_be_added_and_taken_away(make_suite: Make) -> None:
         ('["native-double"]', "3", 'systems = 3 is not accepted; it must be "all", a list'),
         ("seeds = 2", "seeds = 2\ncheckpoint_every = 0", "checkpoint_every = 0 is not accepted"),
         ('["native-double"]', "[]", "systems = .* is not accepted"),
+        ('-v1"', '-v1"\nscore_range = [5, 5]', r"score_range = \[5, 5\].*two numbers, \[low"),
+        ('-v1"', '-v1"\nmargin = 0', "margin = 0 is not accepted; it must be a number > 0"),
         ('"native-double"', '"no_such_module:train"', "cannot be imported.*no_such_module"),
         ('"native-double"', '"benchmark.fake_systems:lerns"', "cannot be imported"),
         ('"native-double"', '"benchmark.fake_systems:NOT_A_FUNCTION"', "is not a function"),
