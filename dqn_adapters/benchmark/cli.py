@@ -89,7 +89,7 @@ def list_() -> None:
     out.print(suites)
     out.print()
     table = Table(Column("system", no_wrap=True), "implementation", "variant", "", box=None)
-    for system in systems_.SYSTEMS:
+    for system in systems_.ALL_SYSTEMS:
         missing = system.missing()
         table.add_row(
             f"[bold]{system.name}[/]",

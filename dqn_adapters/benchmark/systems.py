@@ -35,6 +35,7 @@ LABELS = {
     "sb3-reference": "SB3's own DQN",
     "tianshou": "Tianshou adapter",
     "tianshou-reference": "Tianshou's own DQN",
+    "pettingzoo": "PettingZoo adapter",
 }
 """What implementations are called in tables."""
 
@@ -67,6 +68,9 @@ class System:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `DQNConfig` that it sets by itself. They are not levelled."""
 
+    many_agents: bool = False
+    """It trains in PettingZoo's environments, not in Gymnasium's; see `games`."""
+
     @property
     def origin(self) -> str:
         """The name by which `find` knows it."""
@@ -92,8 +96,8 @@ class System:
 
 
 def find(name: str) -> list[System]:
-    """The systems that a name selects: one system, all of an implementation, `"all"`, or a
-    function as `"package.module:function"`.
+    """The systems that a name selects: one system, all of an implementation, `"all"` that train in
+    Gymnasium's environments, or a function as `"package.module:function"`.
 
     Raises:
         UnknownSystemError: nothing has that name.
@@ -101,7 +105,12 @@ def find(name: str) -> list[System]:
     """
     if ":" in name:
         return [System(name, name, DQNConfig().variant, _entry_point(name))]
-    found = [system for system in SYSTEMS if name in ("all", system.name, system.implementation)]
+    found = [
+        system
+        for system in ALL_SYSTEMS
+        if name in (system.name, system.implementation)
+        or (name == "all" and not system.many_agents)
+    ]
     if not found:
         raise UnknownSystemError(name)
     return found
@@ -109,8 +118,8 @@ def find(name: str) -> list[System]:
 
 def selectors() -> list[str]:
     """Names that `find` knows, apart from functions."""
-    implementations = [system.implementation for system in SYSTEMS]
-    return ["all", *dict.fromkeys([*implementations, *(system.name for system in SYSTEMS)])]
+    implementations = [system.implementation for system in ALL_SYSTEMS]
+    return ["all", *dict.fromkeys([*implementations, *(system.name for system in ALL_SYSTEMS)])]
 
 
 def train(
@@ -129,7 +138,7 @@ def train(
         checkpoints: Where a system that can be continued keeps what it needs for that.
     """
     (system,) = find(run.system)
-    recorder = Recorder(run, progress, checkpoints)
+    recorder = _recorder(system)(run, progress, checkpoints)
     try:
         updates = system.train(run, recorder)
         seconds = recorder.finish()
@@ -145,7 +154,17 @@ def train(
         versions=versions(),
         machine=machine(),
         workers=workers,
+        notes=recorder.notes,
+        attachments=recorder.attachments,
     )
+
+
+def _recorder(system: System) -> type[Recorder]:
+    if not system.many_agents:
+        return Recorder
+    from dqn_adapters.benchmark.games import GameRecorder
+
+    return GameRecorder
 
 
 def warm_up(run: RunSpec) -> None:
@@ -154,7 +173,7 @@ def warm_up(run: RunSpec) -> None:
     The numbers of a run do not depend on it, for every run seeds everything anew. A user's system
     is left alone.
     """
-    if run.system not in {system.name for system in SYSTEMS}:
+    if run.system not in {system.name for system in ALL_SYSTEMS}:
         return
     freq = run.config.train_freq
     moment = dataclasses.replace(
@@ -320,6 +339,12 @@ def _train_tianshou_reference(run: RunSpec, recorder: Recorder) -> int:
     return int(info.update_step) * run.config.gradient_steps
 
 
+def _train_pettingzoo(run: RunSpec, recorder: Recorder) -> int:
+    from dqn_adapters.benchmark import games
+
+    return games.train(run, recorder)
+
+
 def _tianshou_network(run: RunSpec, environment: Any) -> Any:
     from tianshou.utils.net.common import Net
 
@@ -438,4 +463,20 @@ SYSTEMS: tuple[System, ...] = (
         for variant in VARIANTS
     ),
 )
-"""The built-in systems, in the order of reports."""
+"""The built-in systems for Gymnasium's environments, in the order of reports."""
+
+ALL_SYSTEMS: tuple[System, ...] = (
+    *SYSTEMS,
+    *(
+        System(
+            f"pettingzoo-{variant}",
+            "pettingzoo",
+            variant,
+            _train_pettingzoo,
+            ("pettingzoo", "pettingzoo"),
+            many_agents=True,
+        )
+        for variant in VARIANTS
+    ),
+)
+"""Those, and the built-in systems for PettingZoo's."""
