@@ -5,8 +5,11 @@ The systems are built from what is returned here, and the table of the report is
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+import importlib
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +33,11 @@ def unlevelled(config: DQNConfig) -> list[str]:
     """Fields that are set to something else than their default, and are not levelled."""
     values, defaults = config.to_dict(), DQNConfig().to_dict()
     return [name for name in values if name not in LEVELLED and values[name] != defaults[name]]
+
+
+TIANSHOU_PERIOD = 2048
+"""Environment steps that Tianshou, as it is shipped, collects before it learns; a test holds it
+against the library."""
 
 
 def sb3_arguments(config: DQNConfig, total_timesteps: int) -> dict[str, Any]:
@@ -90,6 +98,8 @@ class TianshouSettings:
     max_grad_norm: float | None
     buffer_size: int
     hidden_sizes: Sequence[int]
+    replay_seed: int | None = None
+    """None: the run's. Left alone, the buffer draws from seed 42 in every experiment."""
 
 
 def tianshou_settings(config: DQNConfig, total_timesteps: int) -> TianshouSettings:
@@ -120,6 +130,103 @@ def tianshou_settings(config: DQNConfig, total_timesteps: int) -> TianshouSettin
         buffer_size=config.buffer_size,
         hidden_sizes=config.hidden_sizes,
     )
+
+
+def tianshou_shipped(total_timesteps: int) -> TianshouSettings:
+    """Settings of Tianshou's own DQN as its high-level interface has them by default, the only
+    place where Tianshou has defaults for all of them. The network, which has none, is ours."""
+    from tianshou.highlevel.config import OffPolicyTrainingConfig
+    from tianshou.highlevel.params.algorithm_params import DQNParams
+
+    training, params = OffPolicyTrainingConfig(), DQNParams()
+    trainer = ("collection_step_num_env_steps", "update_step_num_gradient_steps_per_sample")
+    algorithm = ("gamma", "n_step_return_horizon", "target_update_freq", "is_double")
+    return TianshouSettings(
+        warm_up=training.start_timesteps,
+        epsilon=LinearSchedule(params.eps_training, params.eps_training, 0),
+        optimizer={"lr": params.lr},
+        algorithm={
+            **{name: getattr(params, name) for name in algorithm},
+            "huber_loss_delta": params.huber_loss_delta,
+        },
+        trainer={
+            "max_epochs": 1,
+            "epoch_num_steps": total_timesteps,
+            "batch_size": training.batch_size,
+            **{name: getattr(training, name) for name in trainer},
+        },
+        max_grad_norm=None,
+        buffer_size=training.buffer_size,
+        hidden_sizes=DQNConfig().hidden_sizes,
+        replay_seed=42,
+    )
+
+
+def shipped_table(total_timesteps: int, implementations: Collection[str]) -> list[Row]:
+    """What libraries do where nothing is set, read from the installed libraries."""
+    readers: dict[str, Callable[[], Mapping[str, Any]]] = {
+        "native": lambda: DQNConfig().to_dict(),
+        "sb3": lambda: _sb3_defaults("dqn_adapters.sb3", "DQN"),
+        "sb3-reference": lambda: _sb3_defaults("stable_baselines3", "DQN"),
+        "tianshou-reference": lambda: _tianshou_defaults(tianshou_shipped(total_timesteps)),
+        "contrib": lambda: _sb3_defaults("sb3_contrib", "QRDQN"),
+    }
+    found: dict[str, Mapping[str, Any]] = {}
+    for name in implementations:
+        with contextlib.suppress(ImportError):
+            found[name] = readers[name]()
+    settings = (
+        *("learning_rate", "buffer_size", "learning_starts", "batch_size", "gamma", "tau"),
+        *("train_freq", "gradient_steps", "target_update_interval", "exploration_fraction"),
+        *("exploration_initial_eps", "exploration_final_eps", "max_grad_norm", "loss"),
+        *("hidden_sizes",),
+    )
+    notes = {
+        "target_update_interval": "Environment steps; Tianshou counts gradient updates, and 0 is "
+        "no target network.",
+        "hidden_sizes": "Tianshou has no default network; this one is set.",
+    }
+    return [
+        Row(
+            name,
+            {key: str(values.get(name, "")) for key, values in found.items()},
+            notes.get(name, ""),
+        )
+        for name in settings
+    ]
+
+
+def _sb3_defaults(library: str, algorithm: str) -> Mapping[str, Any]:
+    constructor = getattr(importlib.import_module(library), algorithm)
+    parameters = inspect.signature(constructor).parameters.values()
+    quantiles = algorithm == "QRDQN"
+    return {
+        "loss": "quantile Huber" if quantiles else "huber",
+        "hidden_sizes": [64, 64],
+        **{each.name: each.default for each in parameters if each.default is not each.empty},
+    }
+
+
+def _tianshou_defaults(settings: TianshouSettings) -> Mapping[str, Any]:
+    collected = settings.trainer["collection_step_num_env_steps"]
+    per_sample = settings.trainer["update_step_num_gradient_steps_per_sample"]
+    return {
+        "learning_rate": settings.optimizer["lr"],
+        "buffer_size": settings.buffer_size,
+        "learning_starts": settings.warm_up,
+        "batch_size": settings.trainer["batch_size"],
+        "gamma": settings.algorithm["gamma"],
+        "tau": 1.0,
+        "train_freq": collected,
+        "gradient_steps": round(collected * per_sample),
+        "target_update_interval": settings.algorithm["target_update_freq"],
+        "exploration_fraction": 0.0,
+        "exploration_initial_eps": settings.epsilon.initial,
+        "exploration_final_eps": settings.epsilon.final,
+        "max_grad_norm": settings.max_grad_norm,
+        "loss": "mse" if settings.algorithm["huber_loss_delta"] is None else "huber",
+        "hidden_sizes": list(settings.hidden_sizes),
+    }
 
 
 @dataclass(frozen=True)
@@ -154,15 +261,18 @@ def levelling_table(config: DQNConfig, total_timesteps: int) -> list[Row]:
         *,
         sb3_reference: str | None = None,
         tianshou: str | None = None,
+        qrdqn: str | None = None,
         note: str = "",
     ) -> Row:
         # The native agent and our Tianshou adapter both take a DQNConfig as it is.
+        peer = sb3 if sb3_reference is None else sb3_reference
         cells = {
             "native": core,
             "sb3": sb3,
             "sb3-reference": sb3 if sb3_reference is None else sb3_reference,
             "tianshou": core if tianshou is None else tianshou,
             "tianshou-reference": tianshou_reference,
+            "contrib": peer if qrdqn is None else qrdqn,
         }
         return Row(setting, cells, note)
 
@@ -173,6 +283,7 @@ def levelling_table(config: DQNConfig, total_timesteps: int) -> list[Row]:
             "variant",
             "is_double; vanilla: target_update_freq=0",
             sb3_reference="the target network selects and evaluates",
+            qrdqn="the target network selects and evaluates, 200 quantiles",
         ),
         row(
             "Target period",
@@ -189,6 +300,7 @@ def levelling_table(config: DQNConfig, total_timesteps: int) -> list[Row]:
             _show(sb3, "loss", "huber_delta"),
             _show(host.algorithm, "huber_loss_delta"),
             sb3_reference="smooth_l1_loss (Huber, delta 1)",
+            qrdqn="quantile Huber (another algorithm)",
         ),
         row(
             "Gradient clip, L2",

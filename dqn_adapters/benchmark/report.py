@@ -18,7 +18,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from dqn_adapters.benchmark import figures, systems
-from dqn_adapters.benchmark.levelling import Row, levelling_table, own_settings
+from dqn_adapters.benchmark.levelling import Row, levelling_table, own_settings, shipped_table
 from dqn_adapters.benchmark.spec import EnvironmentSpec, RunSpec
 from dqn_adapters.benchmark.statistics import (
     CONFIDENCE,
@@ -41,7 +41,12 @@ from dqn_adapters.benchmark.store import Failure, ForeignRunError, RunResult, St
 from dqn_adapters.benchmark.suite import Suite, SuiteEnvironment
 from dqn_adapters.config import VARIANTS
 
-FAMILIES = {"native": "Native agent", "sb3": "Stable-Baselines3", "tianshou": "Tianshou"}
+FAMILIES = {
+    "native": "Native agent",
+    "sb3": "Stable-Baselines3",
+    "tianshou": "Tianshou",
+    "contrib": "Other algorithms",
+}
 """Implementations that are drawn in one panel, by the name without `-reference`."""
 
 _OTHERS = "Your systems"
@@ -67,7 +72,8 @@ class SystemResult:
     reference: bool
     implementation: str
     own: bool
-    """Whether it has settings of its own, so that it is not levelled with the others."""
+    """Whether it has settings of its own, or is another algorithm than DQN: not one of the variants
+    that are levelled."""
 
     runs: tuple[RunResult, ...]
     """By seed."""
@@ -339,9 +345,13 @@ def collect(suite: Suite, store: Store, *, asked_as: str) -> Report:
         missing=missing,
         foreign=foreign,
         seeds=seeds,
-        levelling=(
-            *levelling_table(suite.config, suite.total_timesteps),
-            *own_settings(suite.systems),
+        levelling=tuple(
+            shipped_table(suite.total_timesteps, present)
+            if suite.shipped
+            else [
+                *levelling_table(suite.config, suite.total_timesteps),
+                *own_settings(suite.systems),
+            ]
         ),
         implementations={name: label for name, label in systems.LABELS.items() if name in present},
         versions=_merged(result.versions for result in used),
@@ -363,7 +373,7 @@ def _environment(environment: SuiteEnvironment, results: Sequence[RunResult]) ->
     by_system: dict[str, list[RunResult]] = {}
     for result in results:
         by_system.setdefault(result.run.title, []).append(result)
-    order = {system.name: number for number, system in enumerate(systems.SYSTEMS)}
+    order = {system.name: number for number, system in enumerate(systems.ALL_SYSTEMS)}
 
     def place(name: str) -> tuple[int, bool, str]:
         origin = by_system[name][0].run.system
@@ -443,7 +453,8 @@ def _environment(environment: SuiteEnvironment, results: Sequence[RunResult]) ->
 def _system(name: str, results: Sequence[RunResult], threshold: float | None) -> SystemResult:
     runs = tuple(sorted(results, key=lambda result: result.run.seed_index))
     origin = runs[0].run.system
-    implementation, own = _implementation(origin), name != origin
+    implementation = _implementation(origin)
+    own = name != origin or any(each.name == name and each.peer for each in systems.ALL_SYSTEMS)
     family = implementation.removesuffix(_REFERENCE)
     reference = implementation.endswith(_REFERENCE)
     variant = runs[0].run.config.variant
@@ -601,10 +612,11 @@ def _summary(
     names = {system.name for each in environments for system in each.systems}
     counts = sorted({len(system.runs) for each in environments for system in each.systems})
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    under = "as its library ships it" if suite.shipped else "under one levelled configuration"
     yield (
         f"{_count(len(names), 'system')}, each an implementation and a variant of DQN, trained on "
         f"{_and([each.id for each in environments])} for {suite.total_timesteps:,} environment "
-        f"steps under one levelled configuration, with {seeds} "
+        f"steps {under}, with {seeds} "
         f"{'seed' if counts == [1] else 'seeds'} each. "
         + (
             f"All {_count(finished, 'run')} finished."
@@ -764,7 +776,7 @@ def _grouped(found: Sequence[SystemResult]) -> dict[str, list[SystemResult]]:
 
 
 def _implementation(name: str) -> str:
-    return next((each.implementation for each in systems.SYSTEMS if each.name == name), name)
+    return next((each.implementation for each in systems.ALL_SYSTEMS if each.name == name), name)
 
 
 def _merged(found: Iterable[Mapping[str, str]]) -> dict[str, str]:

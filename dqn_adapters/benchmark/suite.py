@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,11 @@ class Suite:
     def many_agents(self) -> bool:
         """Whether the environments are PettingZoo's; see `games`."""
         return self.systems[0].many_agents
+
+    @property
+    def shipped(self) -> bool:
+        """Whether every library runs as it is shipped, and nothing is levelled."""
+        return self.systems[0].shipped
 
     def runs(self) -> list[RunSpec]:
         """All runs, seed by seed, so that an interrupted suite has compared something.
@@ -191,36 +197,42 @@ def _parse(values: dict[str, Any], path: Path) -> Suite:
     evaluation = top.table("evaluation")
     total = top.integer("total_timesteps", low=1)
     environments = [_environment(table) for table in top.tables("environments")]
-    config = _config(top.table("config"))
+    config = _config(top.table("config", default={}))
     seeds = _seeds(top)
     points = evaluation.integer("points", low=1)
     episodes = evaluation.integer("episodes", low=1)
     listed = top.take("systems", _is_systems, '"all", a list of names, or tables, [[systems]]')
+    chosen = _listed_systems(["all"] if listed == "all" else listed, top, config)
+    phase = math.lcm(config.train_freq, *(each.period or config.train_freq for each in chosen))
     suite = Suite(
         name=path.stem,
         description=top.take("description", _is_text, "a text", default=""),
         environments=tuple(environments),
-        systems=_listed_systems(["all"] if listed == "all" else listed, top, config),
+        systems=chosen,
         seeds=seeds,
         root_seed=top.integer("root_seed", low=0, default=0),
         total_timesteps=total,
-        evaluation=EvaluationSpec(_evaluation_timesteps(total, points, config), episodes),
+        evaluation=EvaluationSpec(_evaluation_timesteps(total, points, phase), episodes),
         config=config,
         source=str(path),
         checkpoint_every=top.integer("checkpoint_every", low=1, default=None),
     )
     evaluation.finish()
     top.finish()
-    if total % config.train_freq:
+    if total % phase:
         raise SuiteError(
             f"{top.at('total_timesteps')} = {total} is not accepted; it must be a multiple of "
-            f"config.train_freq = {config.train_freq}, or the last steps would be learned from by "
-            "some libraries only"
+            + (
+                f"config.train_freq = {config.train_freq}, or the last steps would be learned from "
+                "by some libraries only"
+                if phase == config.train_freq
+                else f"{phase}, after which all of the libraries have learned as often"
+            )
         )
-    if points > total // config.train_freq:
+    if points > total // phase:
         raise SuiteError(
             f"{evaluation.at('points')} = {points} is not accepted; there are only "
-            f"{total // config.train_freq} training phases between which to evaluate"
+            f"{total // phase} training phases between which to evaluate"
         )
     titles = [environment.spec.title for environment in environments]
     for repeated in {name for name in titles if titles.count(name) > 1}:
@@ -229,10 +241,10 @@ def _parse(values: dict[str, Any], path: Path) -> Suite:
     return suite
 
 
-def _evaluation_timesteps(total: int, points: int, config: DQNConfig) -> tuple[int, ...]:
+def _evaluation_timesteps(total: int, points: int, phase: int) -> tuple[int, ...]:
     # Between two training phases every library has learned from exactly the steps before.
-    phases = total // config.train_freq
-    return tuple(round(point * phases / points) * config.train_freq for point in range(points + 1))
+    phases = total // phase
+    return tuple(round(point * phases / points) * phase for point in range(points + 1))
 
 
 def _environment(table: _Table) -> SuiteEnvironment:
@@ -340,13 +352,25 @@ def _systems(names: Sequence[str], place: str, suite: Sequence[System] = ()) -> 
 
 
 def _check_systems(suite: Suite, place: str) -> None:
+    shipped = [system for system in suite.systems if system.shipped]
+    if shipped and len(shipped) < len(suite.systems):
+        levelled = next(system for system in suite.systems if not system.shipped)
+        raise SuiteError(
+            f"{place}: {shipped[0].name!r} runs as it is shipped and {levelled.name!r} levelled; "
+            "they are never compared in one table, so make two suites"
+        )
+    settings = next((system for system in shipped if system.settings), None)
+    if shipped and (suite.config != DQNConfig() or settings):
+        raise SuiteError(
+            f"{place}: {shipped[0].name!r} runs as it is shipped, so [config] must be empty"
+        )
     if len({system.many_agents for system in suite.systems}) > 1:
         raise SuiteError(
             f"{place}: systems that train in PettingZoo's environments and systems that train in "
             "Gymnasium's cannot be in one suite"
         )
     for system in suite.systems:
-        freq = system.configure(suite.config).train_freq
+        freq = system.period or system.configure(suite.config).train_freq
         if any(step % freq for step in suite.evaluation.timesteps):
             raise SuiteError(
                 f"{place}: system {system.name!r} has train_freq = {freq}; the steps of the "

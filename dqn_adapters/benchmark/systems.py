@@ -35,6 +35,7 @@ LABELS = {
     "sb3-reference": "SB3's own DQN",
     "tianshou": "Tianshou adapter",
     "tianshou-reference": "Tianshou's own DQN",
+    "contrib": "SB3-contrib's QR-DQN",
     "pettingzoo": "PettingZoo adapter",
 }
 """What implementations are called in tables."""
@@ -71,6 +72,16 @@ class System:
     many_agents: bool = False
     """It trains in PettingZoo's environments, not in Gymnasium's; see `games`."""
 
+    shipped: bool = False
+    """It runs as its library ships it, whatever the configuration: nothing is set. Such systems are
+    never mixed with levelled ones."""
+
+    peer: bool = False
+    """It is another algorithm than DQN, for comparison; `"all"` leaves it out."""
+
+    period: int | None = None
+    """Environment steps between two training phases; None: the configuration's `train_freq`."""
+
     @property
     def origin(self) -> str:
         """The name by which `find` knows it."""
@@ -96,8 +107,9 @@ class System:
 
 
 def find(name: str) -> list[System]:
-    """The systems that a name selects: one system, all of an implementation, `"all"` that train in
-    Gymnasium's environments, or a function as `"package.module:function"`.
+    """The systems that a name selects: one system, all of an implementation, `"all"` variants of
+    DQN in Gymnasium's environments, all as they are `"shipped"`, or a function as
+    `"package.module:function"`.
 
     Raises:
         UnknownSystemError: nothing has that name.
@@ -105,12 +117,13 @@ def find(name: str) -> list[System]:
     """
     if ":" in name:
         return [System(name, name, DQNConfig().variant, _entry_point(name))]
-    found = [
-        system
-        for system in ALL_SYSTEMS
-        if name in (system.name, system.implementation)
-        or (name == "all" and not system.many_agents)
-    ]
+    found = [system for system in ALL_SYSTEMS if name == system.name]
+    if name == "shipped":
+        found = [system for system in ALL_SYSTEMS if system.shipped]
+    elif name == "all":
+        found = list(SYSTEMS)
+    elif not found:
+        found = [each for each in ALL_SYSTEMS if name == each.implementation and not each.shipped]
     if not found:
         raise UnknownSystemError(name)
     return found
@@ -119,7 +132,8 @@ def find(name: str) -> list[System]:
 def selectors() -> list[str]:
     """Names that `find` knows, apart from functions."""
     implementations = [system.implementation for system in ALL_SYSTEMS]
-    return ["all", *dict.fromkeys([*implementations, *(system.name for system in ALL_SYSTEMS)])]
+    names = [*implementations, "shipped", *(system.name for system in ALL_SYSTEMS)]
+    return ["all", *dict.fromkeys(names)]
 
 
 def train(
@@ -175,12 +189,16 @@ def warm_up(run: RunSpec) -> None:
     """
     if run.system not in {system.name for system in ALL_SYSTEMS}:
         return
-    freq = run.config.train_freq
+    (system,) = find(run.system)
+    freq = system.period or run.config.train_freq
+    # As it is shipped, a library begins to learn when it likes; all do within 128 steps, or after
+    # their first phase.
+    steps = max(128, freq) if system.shipped else 3 * freq
     moment = dataclasses.replace(
         run,
         config=dataclasses.replace(run.config, learning_starts=freq),
-        total_timesteps=3 * freq,
-        evaluation=EvaluationSpec((0, 3 * freq), 1),
+        total_timesteps=steps,
+        evaluation=EvaluationSpec((0, steps), 1),
     )
     train(moment)
 
@@ -213,6 +231,23 @@ def _train_native(run: RunSpec, recorder: Recorder) -> int:
 
 
 def _train_sb3(run: RunSpec, recorder: Recorder, *, reference: bool) -> int:
+    library = importlib.import_module("stable_baselines3" if reference else "dqn_adapters.sb3")
+    make_arguments = levelling.sb3_arguments if reference else levelling.sb3_adapter_arguments
+    return _learn_sb3(library.DQN, run, recorder, **make_arguments(run.config, run.total_timesteps))
+
+
+def _train_qrdqn(run: RunSpec, recorder: Recorder) -> int:
+    from sb3_contrib import QRDQN
+
+    arguments = levelling.sb3_arguments(run.config, run.total_timesteps)
+    return _learn_sb3(QRDQN, run, recorder, **arguments)
+
+
+def _train_sb3_shipped(run: RunSpec, recorder: Recorder, *, library: str, algorithm: str) -> int:
+    return _learn_sb3(getattr(importlib.import_module(library), algorithm), run, recorder)
+
+
+def _learn_sb3(algorithm: Any, run: RunSpec, recorder: Recorder, **arguments: Any) -> int:
     from stable_baselines3.common.callbacks import BaseCallback
 
     class Observe(BaseCallback):
@@ -224,14 +259,8 @@ def _train_sb3(run: RunSpec, recorder: Recorder, *, reference: bool) -> int:
         def _on_step(self) -> bool:
             return True
 
-    library = importlib.import_module("stable_baselines3" if reference else "dqn_adapters.sb3")
-    make_arguments = levelling.sb3_arguments if reference else levelling.sb3_adapter_arguments
-    model = library.DQN(
-        "MlpPolicy",
-        recorder.environment(),
-        **make_arguments(run.config, run.total_timesteps),
-        seed=run.seeds.agent,
-        device="cpu",
+    model = algorithm(
+        "MlpPolicy", recorder.environment(), **arguments, seed=run.seeds.agent, device="cpu"
     )
 
     def greedy(observations: NDArray[Any]) -> NDArray[Any]:
@@ -279,6 +308,15 @@ def _train_tianshou(run: RunSpec, recorder: Recorder) -> int:
 
 
 def _train_tianshou_reference(run: RunSpec, recorder: Recorder) -> int:
+    settings = levelling.tianshou_settings(run.config, run.total_timesteps)
+    return _learn_tianshou(settings, run, recorder)
+
+
+def _train_tianshou_shipped(run: RunSpec, recorder: Recorder) -> int:
+    return _learn_tianshou(levelling.tianshou_shipped(run.total_timesteps), run, recorder)
+
+
+def _learn_tianshou(settings: levelling.TianshouSettings, run: RunSpec, recorder: Recorder) -> int:
     import torch
     from tianshou.algorithm.algorithm_base import Algorithm
     from tianshou.algorithm.modelfree.dqn import DQN, DiscreteQLearningPolicy
@@ -287,7 +325,6 @@ def _train_tianshou_reference(run: RunSpec, recorder: Recorder) -> int:
     from tianshou.env import DummyVectorEnv
     from tianshou.trainer import OffPolicyTrainerParams
 
-    settings = levelling.tianshou_settings(run.config, run.total_timesteps)
     seed = run.seeds.agent
 
     class ClippedDQN(DQN[Any]):
@@ -313,8 +350,10 @@ def _train_tianshou_reference(run: RunSpec, recorder: Recorder) -> int:
     collector: Collector[Any] = Collector(
         algorithm,
         DummyVectorEnv([lambda: environment]),
-        # Left alone, the buffer would draw the same indices in every experiment (seed 42).
-        ReplayBuffer(settings.buffer_size, random_seed=seed),
+        ReplayBuffer(
+            settings.buffer_size,
+            random_seed=seed if settings.replay_seed is None else settings.replay_seed,
+        ),
         exploration_noise=True,
     )
 
@@ -336,7 +375,9 @@ def _train_tianshou_reference(run: RunSpec, recorder: Recorder) -> int:
         )
     )
     info = trainer.run(reset_collectors=False)  # on in the episode of the warm-up
-    return int(info.update_step) * run.config.gradient_steps
+    collected: int = settings.trainer["collection_step_num_env_steps"]
+    per_step: float = settings.trainer["update_step_num_gradient_steps_per_sample"]
+    return int(info.update_step) * round(per_step * collected)
 
 
 def _train_pettingzoo(run: RunSpec, recorder: Recorder) -> int:
@@ -478,5 +519,50 @@ ALL_SYSTEMS: tuple[System, ...] = (
         )
         for variant in VARIANTS
     ),
+    System(
+        "contrib-qrdqn",
+        "contrib",
+        "target",
+        _train_qrdqn,
+        ("sb3_contrib", "dev"),
+        _reference_limits,
+        peer=True,
+    ),
+    System("native-shipped", "native", DQNConfig().variant, _train_native, shipped=True),
+    System(
+        "sb3-shipped",
+        "sb3",
+        DQNConfig().variant,
+        partial(_train_sb3_shipped, library="dqn_adapters.sb3", algorithm="DQN"),
+        ("stable_baselines3", "sb3"),
+        shipped=True,
+    ),
+    System(
+        "sb3-reference-shipped",
+        "sb3-reference",
+        "target",
+        partial(_train_sb3_shipped, library="stable_baselines3", algorithm="DQN"),
+        ("stable_baselines3", "sb3"),
+        shipped=True,
+    ),
+    System(
+        "tianshou-reference-shipped",
+        "tianshou-reference",
+        # It asks for double DQN and has no target network, so the online network does both.
+        "vanilla",
+        _train_tianshou_shipped,
+        ("tianshou", "tianshou"),
+        shipped=True,
+        period=levelling.TIANSHOU_PERIOD,
+    ),
+    System(
+        "contrib-qrdqn-shipped",
+        "contrib",
+        "target",
+        partial(_train_sb3_shipped, library="sb3_contrib", algorithm="QRDQN"),
+        ("sb3_contrib", "dev"),
+        shipped=True,
+        peer=True,
+    ),
 )
-"""Those, and the built-in systems for PettingZoo's."""
+"""Those, the built-in systems for PettingZoo's, other algorithms, and all as they are shipped."""

@@ -369,6 +369,24 @@ def test_a_system_with_settings_of_its_own_is_not_taken_for_a_levelled_one(
     )
 
 
+def test_a_report_of_what_is_shipped_says_so(
+    write_suite: Callable[..., Path], store: Store, tmp_path: Path
+) -> None:
+    path = write_suite(["sb3-shipped", "sb3-reference-shipped", "contrib-qrdqn-shipped"])
+    path.write_text(path.read_text().partition("[config]")[0])
+    suite = load_suite(str(path))
+    fill(suite, store)
+    page = write_report(suite, store, tmp_path / "out", asked_as="small")
+    for text in (Page(page).text, " ".join(page.with_suffix(".md").read_text().split())):
+        assert "Nothing was set and nothing is levelled" in text
+        assert "environment steps as its library ships it" in text
+        assert "evelled configuration" not in text
+        assert "Other algorithms" in text or "| contrib-qrdqn-shipped |" in text
+        assert "exploration_fraction" in text or "exploration_ fraction" in text
+    (difference,) = collect(suite, store, asked_as="small").environments[0].differences
+    assert (difference.system, difference.reference) == ("sb3-shipped", "sb3-reference-shipped")
+
+
 def test_the_same_results_give_the_same_pictures(make_suite: Make, store: Store) -> None:
     suite = make_suite(["native-double", "sb3-reference"])
     fill(suite, store)

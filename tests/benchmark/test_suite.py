@@ -288,6 +288,45 @@ def test_suites_of_the_working_directory_are_found_by_name(
     assert load_suite("mine").name == "mine"
 
 
+def test_what_is_shipped_is_never_mixed_with_what_is_levelled(write_suite: Write) -> None:
+    path = write_suite(["native-shipped", "sb3-reference-shipped"])
+    text = path.read_text()
+    with pytest.raises(SuiteError, match="'native-shipped' runs as it is shipped.*must be empty"):
+        load_suite(str(path))
+    empty = text.partition("[config]")[0]
+    path.write_text(empty)
+    suite = load_suite(str(path))
+    assert suite.shipped
+    assert suite.config == DQNConfig()
+    with pytest.raises(SuiteError, match="never compared in one table, so make two suites"):
+        suite.replace_systems(["native-shipped", "native-target"])
+    path.write_text(text.replace('"native-shipped"', '"native-target"'))
+    with pytest.raises(SuiteError, match=r"'sb3-reference-shipped' runs.*'native-target' levelled"):
+        load_suite(str(path))
+    # Tianshou collects 2048 steps before it learns; evaluations fall between its phases.
+    path.write_text(empty.replace('"native-shipped"', '"tianshou-reference-shipped"'))
+    with pytest.raises(SuiteError, match="total_timesteps = 64.*multiple of 2048, after which all"):
+        load_suite(str(path))
+
+
+# Box2D's SWIG module warns while it is imported, and crashes where that is made an error.
+@pytest.mark.filterwarnings("ignore:builtin type .* has no __module__:DeprecationWarning")
+@pytest.mark.parametrize("name", ["classic", "defaults"])
+def test_the_classic_tasks(name: str) -> None:
+    suite = load_suite(name)
+    assert [each.spec.id for each in suite.environments] == [
+        "CartPole-v1",
+        "Acrobot-v1",
+        "MountainCar-v0",
+        "LunarLander-v3",
+    ]
+    assert suite.shipped == (name == "defaults")
+    assert len(suite.evaluation.timesteps) > 20
+    assert suite.evaluation.episodes == 20
+    assert all(each.score_range and each.margin for each in suite.environments)
+    suite.check_runnable()
+
+
 def test_systems_can_be_replaced(make_suite: Make) -> None:
     suite = make_suite(["native-double"]).replace_systems(["sb3-double", "sb3"])
     assert [system.name for system in suite.systems] == ["sb3-double", "sb3-vanilla", "sb3-target"]

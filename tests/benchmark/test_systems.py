@@ -11,11 +11,13 @@ import torch
 from benchmark.conftest import suite_text
 
 from dqn_adapters import DQNConfig, DQNLearner, Transition
-from dqn_adapters.benchmark import Recorder, RunSpec, Suite, load_suite, systems
+from dqn_adapters.benchmark import Recorder, RunSpec, Suite, SuiteError, load_suite, systems
 from dqn_adapters.benchmark.levelling import (
     LEVELLED,
+    TIANSHOU_PERIOD,
     levelling_table,
     sb3_arguments,
+    shipped_table,
     tianshou_settings,
 )
 from dqn_adapters.benchmark.recorder import Greedy
@@ -247,12 +249,68 @@ def test_sb3_follows_the_epsilon_schedule_of_the_core(make_suite: Make) -> None:
         assert model.exploration_schedule(1 - step / 8000) == pytest.approx(ours(step), abs=1e-9)
 
 
+SHIPPED = [system.name for system in systems.ALL_SYSTEMS if system.shipped]
+
+
+def train_shipped(name: str, steps: int, write_suite: Callable[..., Path]) -> RunResult:
+    path = write_suite([name], seeds=1, total_timesteps=steps, points=1)
+    path.write_text(path.read_text().partition("[config]")[0])
+    (run,) = load_suite(str(path)).runs()
+    return systems.train(run)
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if "tianshou" not in name])
+def test_libraries_run_as_they_are_shipped(name: str, write_suite: Callable[..., Path]) -> None:
+    result = train_shipped(name, 160, write_suite)
+    assert result.timing.updates == (160 - 100) // 4  # one per 4 steps, after 100
+    assert result.timesteps == (0, 160)
+
+
+@pytest.mark.slow
+def test_tianshou_runs_as_it_is_shipped(write_suite: Callable[..., Path]) -> None:
+    result = train_shipped("tianshou-reference-shipped", 2 * TIANSHOU_PERIOD, write_suite)
+    assert result.timing.updates == 2 * TIANSHOU_PERIOD
+    assert result.timesteps == (0, 2 * TIANSHOU_PERIOD)
+
+
+def test_what_libraries_are_shipped_with_is_read_from_them() -> None:
+    import sb3_contrib
+    import stable_baselines3
+    from tianshou.highlevel.config import OffPolicyTrainingConfig
+
+    names = {each.implementation for each in systems.ALL_SYSTEMS if each.shipped}
+    rows = {row.setting: row for row in shipped_table(2048, names)}
+    assert all(set(row.cells) == names for row in rows.values())
+    assert all(cell for row in rows.values() for cell in row.cells.values())
+    model = stable_baselines3.DQN("MlpPolicy", "CartPole-v1", device="cpu")
+    peer = sb3_contrib.QRDQN("MlpPolicy", "CartPole-v1", device="cpu")
+    for name, row in rows.items():
+        if name in ("loss", "train_freq", "hidden_sizes"):
+            continue
+        assert row.cells["sb3-reference"] == row.cells["sb3"] == str(getattr(model, name))
+        assert row.cells["contrib"] == str(getattr(peer, name))
+        assert float(row.cells["native"]) == getattr(model, name)
+    assert rows["train_freq"].cells["sb3"] == str(model.train_freq.frequency)
+    assert rows["hidden_sizes"].cells["sb3"] == str(model.policy.net_arch)
+    assert rows["hidden_sizes"].cells["contrib"] == str(peer.policy.net_arch)
+    assert OffPolicyTrainingConfig().collection_step_num_env_steps == TIANSHOU_PERIOD
+    assert rows["target_update_interval"].cells["tianshou-reference"] == "0"
+
+
+def test_the_peer_is_levelled_as_far_as_it_goes(make_suite: Make) -> None:
+    suite = make_suite(["contrib-qrdqn", "sb3-reference"], config="loss = 'huber'")
+    result = systems.train(runs_of(suite)["contrib-qrdqn"])
+    assert result.timing.updates == 24  # (64 - 16) / 4 * 2
+    with pytest.raises(SuiteError, match="'contrib-qrdqn' cannot be levelled: dueling=True"):
+        make_suite(["contrib-qrdqn"], config="dueling = true")
+
+
 def test_the_levelling_table_has_every_implementation_and_every_setting() -> None:
     rows = levelling_table(CONFIG, 8000)
-    implementations = {system.implementation for system in systems.ALL_SYSTEMS}
-    assert implementations == set(systems.LABELS)
+    assert {system.implementation for system in systems.ALL_SYSTEMS} == set(systems.LABELS)
+    levelled = {each.implementation for each in systems.ALL_SYSTEMS if not each.many_agents}
     for row in rows:
-        assert set(row.cells) == implementations
+        assert set(row.cells) >= levelled
         assert all(row.cells.values()), row.setting
     shown = " ".join(cell for row in rows for cell in row.cells.values())
     for name in LEVELLED:
