@@ -188,14 +188,14 @@ class DQNAgent:
             step = stepper.step(actions)
             self.replay.add(step)
             before = self.num_timesteps
-            self.num_timesteps += int(step.valid.sum())
+            self.num_timesteps += int(np.count_nonzero(step.valid))
 
             done = (step.terminated | step.truncated) & step.valid
-            self._episode_returns += np.where(step.valid, step.rewards, 0.0)
+            np.add(self._episode_returns, step.rewards, out=self._episode_returns, where=step.valid)
             self._episode_lengths += step.valid
             returns: tuple[float, ...] = ()
             lengths: tuple[int, ...] = ()
-            if done.any():
+            if np.count_nonzero(done):
                 returns = tuple(self._episode_returns[done].tolist())
                 lengths = tuple(self._episode_lengths[done].tolist())
                 self._episode_returns[done] = 0.0

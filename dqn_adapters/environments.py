@@ -22,6 +22,10 @@ METHOD = "action_masks"
 
 Masks = NDArray[np.bool_]
 
+_NO, _YES = np.zeros(1, np.bool_), np.ones(1, np.bool_)  # flags of a single environment
+for _flag in _NO, _YES:
+    _flag.flags.writeable = False
+
 
 class ObservationView:
     """Splits an environment's observations into what the network sees and the action mask.
@@ -128,9 +132,9 @@ class SingleStepper:
             actions=actions,
             rewards=np.array([reward], np.float64),
             next_observations=self.observations,
-            terminated=np.array([terminated], np.bool_),
-            truncated=np.array([truncated], np.bool_),
-            valid=np.ones(1, np.bool_),
+            terminated=_YES if terminated else _NO,
+            truncated=_YES if truncated else _NO,
+            valid=_YES,
             next_action_masks=self.action_masks,
         )
         if terminated or truncated:

@@ -62,6 +62,8 @@ def plain_layers(mlp: nn.Module | None) -> list[nn.Linear] | None:
 
 
 _FLOAT = torch.float32
+_ADDRESS = torch.Tensor.data_ptr
+_GRADIENT = operator.attrgetter("grad")
 
 
 def make_kernels(
@@ -162,17 +164,17 @@ class MLPKernel:
         """The fields of a `learner.TDLoss`; the gradient is left in the parameters' `grad`, as by
         torch."""
         parameters = _parameters(self._layers)
-        for parameter in parameters:
+        gradient = list(map(_GRADIENT, parameters))
+        for k, parameter in enumerate(parameters):
             if not parameter.requires_grad:
                 return None
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        gradient = [parameter.grad for parameter in parameters]
+            if gradient[k] is None:
+                gradient[k] = parameter.grad = torch.zeros_like(parameter)
         table = self._tensors.of([*parameters, *_parameters(self._target_layers), *gradient])
         if table is None or not self._look_at(batch):
             return None
         online, target, d_online = table
-        rows = len(batch.rewards)
+        rows = batch.rewards.shape[0]
         loss, per_row = torch.empty(()), torch.empty(3, rows)
         config = self._config
         done = self._kernel.td_gradient(
@@ -196,7 +198,7 @@ class MLPKernel:
             return True
         if isinstance(batch.observations, dict) or isinstance(batch.next_observations, dict):
             return False
-        rows = len(batch.rewards)
+        rows = batch.rewards.shape[0]
         table = []
         s, s_next = _flat(batch.observations), _flat(batch.next_observations)
         kept = s, *batch[1:4], s_next, *batch[5:]
@@ -256,7 +258,7 @@ class AdamKernel:
         if not _is_plain_adam(optimizer):
             return None
         group = optimizer.param_groups[0]
-        gradient = [parameter.grad for parameter in parameters]
+        gradient = list(map(_GRADIENT, parameters))
         if not _are(group["params"], parameters) or any(g is None for g in gradient):
             return None
         tensors = self._tensors.of([*parameters, *gradient])
@@ -304,7 +306,7 @@ class _Table:
 
     def of(self, tensors: list[Any]) -> NDArray[np.int64] | None:
         """The addresses of these tensors; see `array`."""
-        pointers = [tensor.data_ptr() for tensor in tensors]
+        pointers = list(map(_ADDRESS, tensors))
         if pointers != self._pointers:
             plain = all(map(_is_plain_tensor, tensors))
             self._pointers = pointers

@@ -84,13 +84,13 @@ def epsilon_greedy(
     """
     if action_masks is not None:
         check_action_masks(action_masks, num_envs, num_actions)
-    explores = generator.random(num_envs) < epsilon
-    uniform = generator.random(num_envs)
+    draws = generator.random((2, num_envs))
+    explores, uniform = draws[0] < epsilon, draws[1]
     count = np.count_nonzero(explores)
     if count == 0:
         return greedy()
     if action_masks is None:
-        random_actions = (uniform * num_actions).astype(np.int64)
+        random_actions: NDArray[np.int64] = (uniform * num_actions).astype(np.int64)
     else:
         # The k-th legal action, k uniform: exactly uniform over the legal ones.
         kth = (uniform * action_masks.sum(axis=1)).astype(np.int64)

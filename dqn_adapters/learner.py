@@ -67,10 +67,13 @@ def mean_metrics(metrics: Sequence[UpdateMetrics]) -> dict[str, float]:
     means = {}
     if metrics[0].loss.device.type == "cpu":  # numpy's calls cost half of torch's
         for name, values in zip(UpdateMetrics._fields, zip(*metrics, strict=True), strict=True):
+            if values[0].ndim == 0:
+                means[name] = sum(value.item() for value in values) / len(values)
+                continue
             arrays = [value.numpy() for value in values]
             if name == "td_error":
                 arrays = [np.abs(array) for array in arrays]
-            means[name] = float(sum(array.sum() / array.size for array in arrays)) / len(arrays)
+            means[name] = float(sum(np.add.reduce(a) / a.size for a in arrays)) / len(arrays)
         return means
     stacked = UpdateMetrics(*map(torch.stack, zip(*metrics, strict=True)))
     stacked = stacked._replace(td_error=stacked.td_error.abs())

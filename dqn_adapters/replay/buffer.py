@@ -17,6 +17,7 @@ from dqn_adapters.replay.n_step import Indices, n_step_returns
 from dqn_adapters.replay.storage import (
     DenseStorage,
     FrameStorage,
+    Slots,
     Storage,
     check_shape,
     check_stored,
@@ -169,26 +170,27 @@ class ReplayBuffer:
         valid = np.flatnonzero(step.valid)
         if not len(valid):
             return
+        if len(valid) < count:
+            step = EnvStep(*(_rows(values, valid) for values in step))
         envs = valid if streams is None else streams[valid]
-        oldest = self._oldest
+        oldest, first = self._oldest, self._added % self.capacity
         numbers = self._added + np.arange(len(valid))
-        slots = numbers % self.capacity
-        everything = len(valid) == count
-
-        def rows(values: Any) -> Any:
-            return values if everything else map_arrays(lambda array: array[valid], values)
-
-        for name in ("actions", "rewards", "terminated"):
-            self._arrays[name][slots] = rows(getattr(step, name))
+        slots: Slots = slice(first, first + len(valid))
+        if first + len(valid) > self.capacity:
+            slots = numbers % self.capacity
+        arrays = self._arrays
+        arrays["actions"][slots] = step.actions
+        arrays["rewards"][slots] = step.rewards
+        arrays["terminated"][slots] = step.terminated
         if step.next_action_masks is not None:
-            self._arrays["next_action_masks"][slots] = rows(step.next_action_masks)
-        self._link(envs, numbers, done=rows(step.terminated | step.truncated))
-        self._storage.add(numbers, envs, rows(step.observations), rows(step.next_observations))
+            arrays["next_action_masks"][slots] = step.next_action_masks
+        self._link(envs, numbers, done=step.terminated | step.truncated)
+        self._storage.add(numbers, slots, envs, step.observations, step.next_observations)
         self._added += len(envs)
         if self._tree is not None:
             evicted = np.arange(oldest, self._oldest)
             self._tree.set(evicted % self.capacity, 0.0)
-            self._tree.set(slots, self._largest_priority)
+            self._tree.set(numbers % self.capacity, self._largest_priority)
 
     def _check(self, step: EnvStep, count: int, streams: Indices | None) -> None:
         if (streams is None and count != self.num_envs) or count > self.capacity:
@@ -252,8 +254,9 @@ class ReplayBuffer:
         if not len(self):
             raise ValueError("the replay buffer is empty: there is nothing to sample")
         if self._tree is None:
-            numbers = self._oldest + self.generator.integers(len(self), size=batch_size)
-            slots: Indices = numbers % self.capacity
+            oldest = self._oldest
+            numbers = self.generator.integers(self._added - oldest, size=batch_size)
+            slots: Indices = (oldest + numbers) % self.capacity if oldest else numbers
             return slots
         parts = (np.arange(batch_size) + self.generator.random(batch_size)) / batch_size
         return self._tree.find(parts * self._tree.total)
@@ -294,7 +297,7 @@ class ReplayBuffer:
             weights /= weights.max()
         actions = self._arrays["actions"]
         next_masks = None if masks is None else masks[last]
-        if reuse and self._reused is not None and len(self._reused[0].rewards) == len(indices):
+        if reuse and self._reused is not None and len(self._reused[1].rewards) == len(indices):
             batch, arrays = self._reused
             self._storage.gather(indices, out=arrays.observations)
             self._storage.gather_next(last, out=arrays.next_observations)
@@ -402,6 +405,10 @@ class ReplayBuffer:
             ValueError: it does not fit. In either case this buffer is unchanged.
         """
         self.load_state_dict(checkpoint.load(path, "replay"))
+
+
+def _rows(values: Any, rows: Indices) -> Any:
+    return None if values is None else map_arrays(lambda array: array[rows], values)
 
 
 def _as_arrays(field: Any) -> Any:

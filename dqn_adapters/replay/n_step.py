@@ -40,7 +40,7 @@ def n_step_returns(
     """
     last = indices
     returns = np.asarray(rewards[indices], np.float64)
-    discounts = np.full(len(indices), gamma)
+    discounts: Any = gamma
     for _ in range(n_steps - 1):
         following = successor(last)
         more = (following >= 0) & (following != last)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from dqn_adapters.transition import Arrays, map_arrays
 
+Slots = slice | NDArray[np.int64]
+
 
 class Storage(Protocol):
     """Keeps the observations of a ring of `capacity` rows, numbered from 0 as they come."""
@@ -28,11 +30,13 @@ class Storage(Protocol):
     def add(
         self,
         numbers: NDArray[np.int64],
+        slots: Slots,
         streams: NDArray[np.int64],
         observations: Arrays,
         next_observations: Arrays,
     ) -> None:
-        """Store rows `numbers`, which belong to the streams (environments) `streams`."""
+        """Store rows `numbers`, which belong to the streams (environments) `streams` and go to
+        the slots `slots` of the ring."""
 
     def reserve(self, num_streams: int) -> None:
         """Make room for rows of so many streams, more than there were."""
@@ -75,11 +79,11 @@ class DenseStorage:
     def add(
         self,
         numbers: NDArray[np.int64],
+        slots: Slots,
         streams: NDArray[np.int64],
         observations: Arrays,
         next_observations: Arrays,
     ) -> None:
-        slots = numbers % self.capacity
         for name, rows in (
             ("observations", observations),
             ("next_observations", next_observations),
@@ -167,6 +171,7 @@ class FrameStorage:
     def add(
         self,
         numbers: NDArray[np.int64],
+        slots: Slots,
         streams: NDArray[np.int64],
         observations: Arrays,
         next_observations: Arrays,
@@ -274,6 +279,8 @@ def _take(arrays: Arrays, slots: NDArray[Any], out: Arrays | None) -> Arrays:
 
 def check_shape(name: str, array: Any, shape: tuple[int, ...]) -> None:
     """Raise `ValueError` unless the array has this shape."""
+    if isinstance(array, np.ndarray) and array.shape == shape:
+        return  # numpy's own function takes longer
     got = np.shape(array) if not isinstance(array, dict) else sorted(array)
     if got != shape:
         raise ValueError(f"{name} must have shape {shape}, got {got}")

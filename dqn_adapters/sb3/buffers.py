@@ -116,6 +116,9 @@ class CoreReplayBuffer(ReplayBuffer):
             "alpha": alpha,
             "beta": beta,
         }
+        # Whether samples are what is stored, in shape and place; a VecNormalize may change them.
+        shaped = self.obs_shape == self.observation_space.shape
+        self._is_as_stored = shaped and self.device.type == "cpu"
         self.replay = self._make_replay(generator or np.random.default_rng())
 
     def _make_replay(self, generator: np.random.Generator) -> core.ReplayBuffer:
@@ -202,7 +205,10 @@ class CoreReplayBuffer(ReplayBuffer):
                 key: np.reshape(observations[key], (self.n_envs, *(space.shape or ())))
                 for key, space in self.observation_space.items()
             }
-        return np.reshape(observations, (self.n_envs, *(self.observation_space.shape or ())))
+        shape = self.n_envs, *(self.observation_space.shape or ())
+        if isinstance(observations, np.ndarray) and observations.shape == shape:
+            return observations
+        return np.reshape(observations, shape)
 
     def reset(self) -> None:
         """Forget everything but the state of the generator."""
@@ -246,8 +252,7 @@ class CoreReplayBuffer(ReplayBuffer):
     ) -> Transition:
         normalize = None if env is None else env.normalize_reward
         batch = self.replay.gather(indices, transform_rewards=normalize, reuse=reuse)
-        shaped = self.obs_shape == self.observation_space.shape
-        if env is None and shaped and self.device.type == "cpu":
+        if env is None and self._is_as_stored:
             return batch
         return Transition(
             observations=self._observed(batch.observations, env),

@@ -180,7 +180,7 @@ class Collecting(stable_baselines3.DQN):
         """Store what the environment gave, not what a `VecNormalize` made of it."""
         normalize = self._vec_normalize_env
         terminal: dict[int, Any] = {
-            i: infos[i].get("terminal_observation") for i in np.flatnonzero(dones).tolist()
+            i: infos[i].get("terminal_observation") for i in dones.nonzero()[0].tolist()
         }
         if normalize is None:
             self._last_original_obs, original_obs = self._last_obs, new_obs
@@ -272,7 +272,7 @@ def check_step(step: int, obs: Any, rewards: Any, dones: Any, infos: Any) -> Non
     finite."""
     check_finite(f"the reward at step {step}", rewards)
     check_finite(f"the observation at step {step}", obs)
-    for i in np.flatnonzero(dones):
+    for i in dones.nonzero()[0]:
         final = with_row_axis(infos[i].get("terminal_observation"))
         check_finite(f"the final observation at step {step}", final, [int(i)])
 

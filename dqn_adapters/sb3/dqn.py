@@ -283,14 +283,18 @@ class DQN(Collecting):
         warmup = self.num_timesteps < learning_starts
         assert self._last_obs is not None
         epsilon = 1.0 if warmup else self.exploration_rate
-        actions = self._act(self._last_obs, epsilon, self._action_masks)
+        actions = self._act(self._last_obs, epsilon, self._action_masks, n_envs)
         return actions + self.action_space.start, actions  # stored counted from 0
 
     def _act(
-        self, observation: Observation, epsilon: float, masks: Masks | None
+        self,
+        observation: Observation,
+        epsilon: float,
+        masks: Masks | None,
+        num_envs: int | None = None,
     ) -> NDArray[np.int64]:
-        """Epsilon-greedy actions, counted from 0."""
-        batched = self.policy.is_vectorized_observation(observation)
+        """Epsilon-greedy actions, counted from 0; None: see whether it is a batch, and of what."""
+        batched = num_envs is not None or self.policy.is_vectorized_observation(observation)
 
         def greedy() -> NDArray[np.int64]:
             if self.learner.execution == "kernel" and not isinstance(observation, dict):
@@ -303,7 +307,7 @@ class DQN(Collecting):
         actions = epsilon_greedy(
             greedy,
             epsilon,
-            num_envs=self._count(observation),
+            num_envs=self._count(observation) if num_envs is None else num_envs,
             num_actions=int(self.action_space.n),
             generator=self._generator,
             action_masks=masks,
@@ -350,7 +354,8 @@ class DQN(Collecting):
         """Hyper-parameters of the buffer as they are now."""
         config = self.learner.config
         replay.gamma, replay.n_steps = config.gamma, config.n_steps
-        replay.beta = beta_schedule(config, self._schedule_timesteps)(self.num_timesteps)
+        if replay.prioritized:
+            replay.beta = beta_schedule(config, self._schedule_timesteps)(self.num_timesteps)
 
     def _update(self, batch_size: int) -> UpdateMetrics:
         buffer, env = self.replay_buffer, self._vec_normalize_env

@@ -6,7 +6,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd  # type: ignore[import-untyped]
 import tianshou.data as host
+import torch
 from numpy.typing import NDArray
 from tianshou.data import Batch
 
@@ -53,7 +55,7 @@ class _Buffer(_Base):
         if self._unchecked is None:
             if super().hasnull():
                 return True
-        elif self._unchecked and self[np.fromiter(self._unchecked, np.int64)].hasnull():
+        elif self._unchecked and _is_null(self._meta, np.fromiter(self._unchecked, np.int64)):
             return True
         self._unchecked = set()
         return False
@@ -272,6 +274,19 @@ def check_transitions(batch: Any, rows: Any = None, *, where: str = "environment
     """Raise `NonFiniteError` if a reward or an observation of the batch is NaN or infinite."""
     for name in ("rew", "obs", "obs_next"):
         check_finite(name, plain(getattr(batch, name, None)), rows, where=where)
+
+
+def _is_null(values: Any, rows: Rows) -> bool:
+    """Whether a value is missing or NaN in these rows of what is stored; as `Batch.hasnull`, which
+    copies all that it is asked about, twice."""
+    if isinstance(values, Batch):
+        return any(_is_null(values[key], rows) for key in values.get_keys())
+    if isinstance(values, torch.Tensor):
+        values = values.numpy(force=True)
+    if values.dtype.kind in "biuSU":
+        return False
+    isnull = np.isnan if values.dtype.kind in "fc" else pd.isnull
+    return bool(isnull(values[rows]).any())
 
 
 def plain(values: Any) -> Any:
