@@ -30,8 +30,11 @@ from numpy.typing import NDArray
 from pettingzoo import ParallelEnv
 
 from dqn_adapters.benchmark.checkpoints import Checkpoints
+from dqn_adapters.benchmark.levelling import Row, levelling_table
 from dqn_adapters.benchmark.recorder import Episode, Recorder
 from dqn_adapters.benchmark.spec import EnvironmentSpec, RunSpec
+from dqn_adapters.benchmark.store import RunResult
+from dqn_adapters.benchmark.suite import Suite
 from dqn_adapters.config import checked_int
 from dqn_adapters.pettingzoo import (
     MatchResult,
@@ -395,6 +398,60 @@ class Standing:
     """Of the system; empty: it took turns in both."""
 
     result: MatchResult
+
+
+@dataclass(frozen=True)
+class GameReport:
+    """One game's part of a report."""
+
+    id: str
+    opponents: tuple[Standing, ...]
+    """The trained agents against players that do not learn, seat by seat."""
+
+    each_other: tuple[Standing, ...]
+    """The trained agents against each other."""
+
+
+def reports(suite: Suite, results: Sequence[RunResult], folder: Path) -> tuple[GameReport, ...]:
+    """What the games of a suite gave.
+
+    Args:
+        suite: Of environments of PettingZoo.
+        results: Its finished runs.
+        folder: Where their directories are.
+    """
+    found = []
+    for environment in suite.environments:
+        own = [each for each in results if each.run.environment.title == environment.spec.title]
+        notes: dict[str, list[Mapping[str, Any]]] = {}
+        files: dict[str, dict[int, Path]] = {}
+        for result in own:
+            run = result.run
+            notes.setdefault(run.title, []).append(result.notes)
+            files.setdefault(run.title, {})[run.seed_index] = folder / run.name / AGENT_FILE
+        games = GAMES * suite.evaluation.episodes
+        against = standings(notes)
+        if against:
+            met = tournament(environment.spec, files, games, suite.root_seed)
+            found.append(GameReport(environment.spec.title, tuple(against), tuple(met)))
+    return tuple(found)
+
+
+def settings(suite: Suite) -> tuple[Row, ...]:
+    """The configuration, as the table of a report has it: the native agent's, but for what differs
+    with many agents."""
+    own = {
+        "Training environment": "its own, all agents in it, seeded by the run's seed",
+        "Initialisation": "torch's default, the run's seed",
+        "Evaluation": "by the harness: greedy, in games against the first opponent, or all agents "
+        "together",
+    }
+    rows = levelling_table(suite.config, suite.total_timesteps)
+    return (
+        Row("Agents", {"pettingzoo": "one network for all; steps are turns of all agents"}),
+        *(Row(row.setting, {"pettingzoo": own.get(row.setting) or row.cells["native"]})
+          for row in rows),
+    )  # fmt: skip
 
 
 def standings(notes: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Standing]:

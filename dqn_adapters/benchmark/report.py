@@ -46,6 +46,7 @@ FAMILIES = {
     "sb3": "Stable-Baselines3",
     "tianshou": "Tianshou",
     "contrib": "Other algorithms",
+    "pettingzoo": "PettingZoo",
 }
 """Implementations that are drawn in one panel, by the name without `-reference`."""
 
@@ -260,6 +261,9 @@ class Report:
     intervals: bool
     """Whether there are confidence intervals, or ranges of few seeds."""
 
+    games: tuple[Any, ...] = ()
+    """Of PettingZoo's games: who won how often against whom; see `games.GameReport`."""
+
     @property
     def pictures(self) -> list[Picture]:
         """All of them."""
@@ -345,7 +349,9 @@ def collect(suite: Suite, store: Store, *, asked_as: str) -> Report:
         missing=missing,
         foreign=foreign,
         seeds=seeds,
-        levelling=tuple(
+        levelling=_games().settings(suite)
+        if suite.many_agents
+        else tuple(
             shipped_table(suite.total_timesteps, present)
             if suite.shipped
             else [
@@ -360,7 +366,14 @@ def collect(suite: Suite, store: Store, *, asked_as: str) -> Report:
         commands=(_run_command(used, suite, asked_as), f"dqn-bench report {asked_as}"),
         made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         intervals=min(counts) >= MIN_SAMPLES,
+        games=_games().reports(suite, used, store.path) if suite.many_agents else (),
     )
+
+
+def _games() -> Any:
+    from dqn_adapters.benchmark import games  # which needs PettingZoo
+
+    return games
 
 
 def _load(store: Store, names: Iterable[str]) -> Iterable[RunResult]:

@@ -225,7 +225,8 @@ class MultiAgentDQN:
         for (name, past), agents in together.items():
             policy, seats = self.policies[name], [self._seats[agent] for agent in agents]
             opening = policy.opening > 0
-            epsilons[name] = 1.0 if opening else policy.epsilon(self.num_timesteps, self._total)
+            at_random = opening or (past and policy.random_opponent)
+            epsilons[name] = 1.0 if at_random else policy.epsilon(self.num_timesteps, self._total)
             chosen = policy.act(
                 [seat.observation for seat in seats],
                 [seat.mask for seat in seats],
@@ -248,7 +249,7 @@ class MultiAgentDQN:
             agent = turn.agent
             if agent not in self._seats:
                 policy = self._assign(agent)
-                self._seats[agent] = _Seat(policy, policy.join(agent), policy.is_past(agent))
+                self._seats[agent] = _Seat(policy, policy.join(agent), policy.is_opponent(agent))
             seat = self._seats[agent]
             self._returns[agent] = self._returns.get(agent, 0.0) + turn.reward
             if turn.observation is not None:

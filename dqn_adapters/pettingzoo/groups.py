@@ -51,8 +51,11 @@ class SelfPlay:
     others is not what the agents would play."""
 
     past_probability: float = 0.0
-    """Fraction of episodes with a past opponent, in [0, 1]; in the others all play with the
-    network that learns."""
+    """Fraction of episodes with a past opponent, in [0, 1]."""
+
+    random_probability: float = 0.0
+    """Fraction of episodes in which the others play uniformly at random instead, in [0, 1], and
+    nothing is learned from their turns. In what is left all play with the network that learns."""
 
     snapshot_interval: int = 5_000
     """Turns of the group between two snapshots, >= 1."""
@@ -62,7 +65,15 @@ class SelfPlay:
 
     def __post_init__(self) -> None:
         checked_int("opening_turns", self.opening_turns, low=0)
-        checked_float("past_probability", self.past_probability, high=1.0)
+        past = checked_float("past_probability", self.past_probability, high=1.0)
+        random = checked_float("random_probability", self.random_probability, high=1.0)
+        assert past is not None
+        assert random is not None
+        if past + random > 1.0:
+            raise ValueError(
+                f"past_probability={past} and random_probability={random} are not accepted; "
+                "together they must not be more than 1"
+            )
         checked_int("snapshot_interval", self.snapshot_interval, low=1)
         checked_int("pool_size", self.pool_size, low=1)
 
@@ -151,7 +162,9 @@ class GroupPolicy:
         """Weights of past versions, the newest last."""
         self._past = copy.deepcopy(q_net).requires_grad_(False)
         self.learning_agent: str | None = None
-        """In an episode with a past opponent: who plays with the network that learns."""
+        """In an episode with another opponent: who plays with the network that learns."""
+        self.random_opponent = False
+        """Whether that opponent is one that plays at random."""
         self.opening = 0
         """Turns of this episode that will still be random."""
 
@@ -295,18 +308,23 @@ class GroupPolicy:
 
     def start_episode(self) -> None:
         """Draw the opening of the next episode, and who plays whom."""
-        self.learning_agent = None
-        if self.self_play is None:
+        self.learning_agent, self.random_opponent = None, False
+        rule = self.self_play
+        if rule is None:
             return
-        self.opening = int(self._generator.integers(self.self_play.opening_turns + 1))
-        if not self.pool or len(self.agents) < 2:
+        self.opening = int(self._generator.integers(rule.opening_turns + 1))
+        if len(self.agents) < 2:
             return
-        if self._generator.random() < self.self_play.past_probability:
+        draw = self._generator.random() - rule.random_probability
+        self.random_opponent = draw < 0
+        past = bool(self.pool) and 0 <= draw < rule.past_probability
+        if past or self.random_opponent:
             self.learning_agent = self.agents[self._generator.integers(len(self.agents))]
+        if past:
             self._past.load_state_dict(self.pool[self._generator.integers(len(self.pool))])
 
-    def is_past(self, agent: Any) -> bool:
-        """Whether a past version plays for the agent in this episode."""
+    def is_opponent(self, agent: Any) -> bool:
+        """Whether another than the network that learns plays for the agent in this episode."""
         return self.learning_agent is not None and name_of(agent) != self.learning_agent
 
     def state_dict(self, *, replay: bool) -> dict[str, Any]:
