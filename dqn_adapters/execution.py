@@ -1,7 +1,8 @@
 """How the learner computes: in torch, or on a plain ReLU MLP by the compiled `kernel`.
 
-The rule is here and nowhere else: `plain_layers` says which networks the kernel takes,
-`AdamKernel.step` which optimisers. What it does not take runs in torch, which defines the result.
+The rule is here and nowhere else: `plain_layers` says for which networks the kernel computes the
+gradient, `AdamKernel.step` for which optimisers it makes the step, of any network on the CPU. What
+it does not take runs in torch, which defines the result.
 """
 
 from __future__ import annotations
@@ -102,10 +103,14 @@ def make_kernels(
         if execution == "kernel":
             raise ValueError(f"execution='kernel' cannot be used: {reason}")
         log.info("DQN computes in torch, not in the compiled kernel: %s", reason)
-        return None, None
+    # Adam's step is worth it for any network on the CPU: torch's makes a dozen passes over memory.
+    plain = installed and all(map(_is_plain_tensor, parameters))
+    adam = AdamKernel(parameters, optimizer) if plain else None
+    if reason is not None:
+        return None, adam
     assert layers is not None
     assert target_layers is not None
-    return MLPKernel(layers, target_layers, config), AdamKernel(parameters, optimizer)
+    return MLPKernel(layers, target_layers, config), adam
 
 
 class MLPKernel:

@@ -382,3 +382,27 @@ def test_without_numba_torch_computes(
     learner.update(batches(1)[0])
     with pytest.raises(ValueError, match=r"pip install 'dqn-adapters\[fast\]'"):
         DQNLearner(QNetwork(SPACE, ACTIONS), DQNConfig(), execution="kernel")
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 0.5])
+@pytest.mark.parametrize("name", ["dueling", "convolutions"])
+def test_of_other_networks_the_kernel_makes_adams_step(
+    name: str, max_grad_norm: float | None
+) -> None:
+    """Torch computes the gradient; the steps are torch's own within rounding."""
+    space = SPACE if name == "dueling" else spaces.Box(0, 255, (36, 36, 1), np.uint8)
+    with seeded_initialization(0):
+        net = QNetwork(space, ACTIONS, (16,), dueling=name == "dueling")
+    config = DQNConfig(learning_rate=1e-3, max_grad_norm=max_grad_norm, target_update_interval=3)
+    pair = [DQNLearner(copy.deepcopy(net), config, execution=how) for how in ("eager", "auto")]
+    assert [learner.execution for learner in pair] == ["eager", "eager"]
+    rng = np.random.default_rng(0)
+    for batch in batches(8):
+        if name == "convolutions":
+            images = torch.from_numpy(rng.integers(0, 256, (2, 32, *space.shape), np.uint8))
+            batch = batch._replace(observations=images[0], next_observations=images[1])
+        seen = [learner.update(batch) for learner in pair]
+        torch.testing.assert_close(seen[1].grad_norm, seen[0].grad_norm)
+        for learner in pair:
+            learner.count(steps=1)
+    assert_same(*pair)
