@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar, Unpack, cast
 
@@ -141,6 +141,10 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
             "priority_beta_steps": self.config.priority_beta_steps,
         }
         self._set_epsilon()
+
+    def learners(self) -> Iterator[DQN[Any]]:
+        """The algorithms that learn: this one alone, where a manager of many agents has several."""
+        yield self
 
     @property
     def counts(self) -> Mapping[Any, int]:

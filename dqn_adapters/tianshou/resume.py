@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -13,10 +13,15 @@ from dqn_adapters import checkpoint
 from dqn_adapters.tianshou.algorithm import DQN
 from dqn_adapters.tianshou.buffers import plain
 
+if TYPE_CHECKING:
+    from dqn_adapters.tianshou.multi_agent import MultiAgentOffPolicyAlgorithm
+
+    AnyAlgorithm: TypeAlias = DQN[Any] | MultiAgentOffPolicyAlgorithm
+
 KIND = "tianshou"
 
 
-def save_checkpoint(path: str | Path, algorithm: DQN[Any], collector: Any) -> Path:
+def save_checkpoint(path: str | Path, algorithm: AnyAlgorithm, collector: Any) -> Path:
     """Save a training between two calls of `run_training`, so that it can go on exactly.
 
     Saved are the algorithm (networks, optimiser, learning-rate schedulers, counters, epsilon and
@@ -31,7 +36,7 @@ def save_checkpoint(path: str | Path, algorithm: DQN[Any], collector: Any) -> Pa
 
     Args:
         path: The file.
-        algorithm: What is trained.
+        algorithm: What is trained: a `DQN`, or a manager of many agents.
         collector: The training collector.
 
     Returns:
@@ -41,7 +46,7 @@ def save_checkpoint(path: str | Path, algorithm: DQN[Any], collector: Any) -> Pa
         TypeError: the buffer holds objects that are not numbers, strings, or lists of them.
     """
     state = {
-        "config": algorithm.config.to_dict(),
+        "configs": [each.config.to_dict() for each in algorithm.learners()],
         "algorithm": dict(algorithm.state_dict()),  # type: ignore[no-untyped-call]
         "buffer": _buffer_state(collector.buffer),
         "collector": {
@@ -57,7 +62,7 @@ def save_checkpoint(path: str | Path, algorithm: DQN[Any], collector: Any) -> Pa
     return checkpoint.save(path, KIND, state)
 
 
-def load_checkpoint(path: str | Path, algorithm: DQN[Any], collector: Any) -> None:
+def load_checkpoint(path: str | Path, algorithm: AnyAlgorithm, collector: Any) -> None:
     """Restore what `save_checkpoint` wrote, into an algorithm and a collector made alike.
 
     The next `run_training` goes on bit for bit as it would have gone on. Torch's global random
@@ -82,7 +87,7 @@ def load_checkpoint(path: str | Path, algorithm: DQN[Any], collector: Any) -> No
         raise ValueError(
             f"{path} has {len(state['environments'])} environments, the collector {len(generators)}"
         )
-    _check_config(path, algorithm.config.to_dict(), state["config"])
+    _check_configs(path, list(algorithm.learners()), state["configs"])
     algorithm.load_state_dict(state["algorithm"])
     _load_buffer(buffer, saved)
     collector.reset(reset_buffer=False)
@@ -97,12 +102,17 @@ def load_checkpoint(path: str | Path, algorithm: DQN[Any], collector: Any) -> No
     torch.set_rng_state(state["torch"])
 
 
-def _check_config(path: str | Path, mine: dict[str, Any], saved: dict[str, Any]) -> None:
-    for name, value in mine.items():
-        if saved.get(name, value) != value:
-            raise ValueError(
-                f"{path} was trained with {name}={saved[name]!r}, this algorithm has {value!r}"
-            )
+def _check_configs(
+    path: str | Path, algorithms: list[DQN[Any]], saved: list[dict[str, Any]]
+) -> None:
+    if len(saved) != len(algorithms):
+        raise ValueError(f"{path} has {len(saved)} algorithms that learn, not {len(algorithms)}")
+    for algorithm, config in zip(algorithms, saved, strict=True):
+        for name, value in algorithm.config.to_dict().items():
+            if config.get(name, value) != value:
+                raise ValueError(
+                    f"{path} was trained with {name}={config[name]!r}, this algorithm has {value!r}"
+                )
 
 
 def _generators(envs: Any) -> list[np.random.Generator | None]:
@@ -179,10 +189,10 @@ _OBJECTS = "objects"
 
 
 def _storable(value: Any) -> Any:
-    """Arrays of objects, such as names in the infos, as lists."""
+    """Arrays of objects or strings, such as names in the infos, as lists."""
     if isinstance(value, dict):
         return {key: _storable(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray) and value.dtype == object:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "OU":
         return {_OBJECTS: value.tolist()}
     return value
 

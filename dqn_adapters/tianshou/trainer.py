@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from dqn_adapters.tianshou.algorithm import DQN
+    from dqn_adapters.tianshou.multi_agent import MultiAgentOffPolicyAlgorithm
 
 
 def trainer_params(
@@ -52,7 +53,6 @@ def trainer_params(
     return OffPolicyTrainerParams(training_collector=training_collector, **values)
 
 
-class DQNTrainer(OffPolicyTrainer):
 class _MovingAverage(MovAvg):
     """Tianshou's; numpy's mean of a list takes many times as long, six times in every update."""
 
@@ -60,6 +60,7 @@ class _MovingAverage(MovAvg):
         return float(sum(self.cache)) / len(self.cache) if self.cache else 0.0
 
 
+class DQNTrainer(OffPolicyTrainer):
     """Collects, counts (which syncs the target network and sets epsilon), then updates.
 
     Environment steps are known once per collection step. So epsilon is constant within one, and
@@ -69,14 +70,14 @@ class _MovingAverage(MovAvg):
     per collection step is possible, and the ratio that was asked for holds in the long run.
     """
 
-    algorithm: DQN[Any]
+    algorithm: DQN[Any] | MultiAgentOffPolicyAlgorithm
 
     def reset(self, reset_collectors: bool = True, reset_collector_buffers: bool = False) -> None:
         """Begin the training; see Tianshou's `Trainer.reset`."""
         self._samples = self._updates = 0
-        self.algorithm.start_schedule(self.params.max_epochs * self.params.epoch_num_steps)
         self._stat = defaultdict(_MovingAverage)
-        buffer, updates = self.params.training_collector.buffer, self.algorithm.learner.num_updates
+        self.algorithm.start_schedule(self.params.max_epochs * self.params.epoch_num_steps)
+        buffer, updates = self.params.training_collector.buffer, self.algorithm.counts["updates"]
         if updates and not len(buffer):
             log.warning(
                 "the replay buffer is empty, and the algorithm has made %d updates: "
@@ -88,7 +89,7 @@ class _MovingAverage(MovAvg):
         super().reset(reset_collectors, reset_collector_buffers)
 
     def _collect_training_data(self) -> CollectStats:
-        steps = self.algorithm.learner.counts["steps"]
+        steps = self.algorithm.counts["steps"]
         try:
             stats = super()._collect_training_data()
         except NonFiniteError as error:

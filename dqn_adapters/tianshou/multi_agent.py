@@ -1,0 +1,413 @@
+"""Many agents: Tianshou's multi-agent manager, corrected, over the environments of PettingZoo.
+
+    env = PettingZooEnv(pettingzoo.make("aec", "classic/tictactoe-v3"))
+    manager = MultiAgentOffPolicyAlgorithm(algorithms=[dqn, random], env=env)
+    envs = DummyVectorEnv([lambda: PettingZooEnv(...)] * 10)
+    buffer = VectorReplayBuffer(20_000, 10, seed=0)
+    collector = Collector(manager, envs, buffer, exploration_noise=True)
+    manager.run_training(OffPolicyTrainerParams(training_collector=collector))
+
+Both names are Tianshou's, and stand where Tianshou's own do. All agents share one buffer, whose
+rows are turns; an agent learns from its own, see `Turns`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from tianshou.algorithm.algorithm_base import OffPolicyAlgorithm, TrainingStats
+from tianshou.algorithm.multiagent import marl as host
+from tianshou.data import Batch
+from tianshou.trainer import OffPolicyTrainerParams
+
+from dqn_adapters.config import rejected
+from dqn_adapters.environments import MASK, ObservationView, as_masks, check_action_space
+from dqn_adapters.pettingzoo.games import AnyEnv, Turn, make_game, possible_agents
+from dqn_adapters.pettingzoo.groups import name_of
+from dqn_adapters.tianshou.algorithm import DQN
+from dqn_adapters.tianshou.trainer import DQNTrainer
+
+Rows = NDArray[np.int64]
+
+
+class PettingZooEnv(gym.Env[Any, Any]):
+    """An environment of PettingZoo, turn-based or parallel, as Tianshou steps it: turn by turn.
+
+    An observation is a dictionary of `agent_id`, the name of the agent whose turn it is; `obs`,
+    what this agent observes; `mask`, its legal actions (of its observation or of its info; one that
+    allows nothing says nothing); and `terminated` and `truncated`, whether the agent has come to
+    its end. An agent that has is shown once more, with its last observation: the action is ignored
+    then. The episode is over when nobody is left.
+
+    The reward is a vector over `agents`: what is given to the agent whose turn comes next, since it
+    last acted. Actions count from 0.
+
+    Agents with unequal spaces are padded: their observations are flattened and filled with zeros to
+    one length, and of the actions of the largest action space the mask allows them theirs.
+
+    Args:
+        env: An `AECEnv` or a `ParallelEnv`, in which the agents are known beforehand.
+
+    Raises:
+        ValueError: no agents are declared, or a space is not supported.
+        TypeError: `env` is neither.
+    """
+
+    metadata: dict[str, Any] = {}  # noqa: RUF012 - as the base class has it
+
+    def __init__(self, env: AnyEnv) -> None:
+        self._game = make_game(env)
+        self.env = env
+        agents = possible_agents(env)
+        if not agents:
+            raise ValueError(f"{env} declares no possible_agents; Tianshou's manager needs them")
+        self.agents = [name_of(agent) for agent in agents]
+        self.agent_idx = {name: i for i, name in enumerate(self.agents)}
+        observed = {agent: env.observation_space(agent) for agent in agents}
+        self._actions = {agent: check_action_space(env.action_space(agent)) for agent in agents}
+        self._views = {
+            agent: ObservationView(space, int(self._actions[agent].n))
+            for agent, space in observed.items()
+        }
+        first = observed[agents[0]]
+        self._padded = any(space != first for space in observed.values())
+        self.observation_space: Any = first
+        if self._padded:
+            size = max(spaces.flatdim(view.space) for view in self._views.values())
+            self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        self.action_space: Any = spaces.Discrete(max(int(s.n) for s in self._actions.values()))
+        self._turn: Turn
+        self._seen: dict[str, Any] = {}
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start an episode, with a seed of its own that is drawn from `np_random`."""
+        super().reset(seed=seed)
+        self._turns = self._game.reset(int(self.np_random.integers(2**31)))
+        self._acts: dict[Any, int] = {}
+        self._last: dict[Any, Any] = {}
+        self._truncated = False
+        if not self._advance(np.zeros(len(self.agents))):
+            raise ValueError(f"{self.env} has no agent that could act after its reset")
+        return self._seen, self._info()
+
+    def step(
+        self, action: Any
+    ) -> tuple[dict[str, Any], NDArray[np.float64], bool, bool, dict[str, Any]]:
+        """Act for the agent whose turn it is.
+
+        Raises:
+            ValueError: it has no such action.
+        """
+        turn, rewards = self._turn, np.zeros(len(self.agents))
+        if not turn.over:
+            space = self._actions[turn.agent]
+            if not 0 <= action < space.n:
+                raise rejected("action", action, f"in 0 .. {space.n - 1} for {turn.agent!r}")
+            self._acts[turn.agent] = int(action) + int(space.start)
+        goes_on = self._advance(rewards)
+        over = not goes_on
+        return (
+            self._seen,
+            rewards,
+            over and not self._truncated,
+            over and self._truncated,
+            self._info(),
+        )
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.env.close()
+
+    def render(self) -> Any:
+        """What the environment renders."""
+        return self.env.render()
+
+    def _advance(self, rewards: NDArray[np.float64]) -> bool:
+        """Go to the next turn; False if there is none."""
+        while True:
+            turn = next(self._turns, None)
+            if turn is None:
+                if not self._game.agents:
+                    return False
+                self._turns, self._acts = self._game.step(self._acts), {}
+                continue
+            rewards[self.agent_idx[name_of(turn.agent)]] += turn.reward
+            self._truncated |= turn.truncated
+            if turn.observation is None and not (turn.terminated and turn.agent in self._last):
+                continue  # cut at a state that nobody saw
+            self._turn, self._seen = turn, self._observe(turn)
+            return True
+
+    def _observe(self, turn: Turn) -> dict[str, Any]:
+        view, n = self._views[turn.agent], int(self._actions[turn.agent].n)
+        if turn.observation is not None:
+            seen: Any = view.arrays(view.split(turn.observation)[0])
+            if self._padded:
+                flat = np.zeros(self.observation_space.shape, np.float32)
+                flat[: spaces.flatdim(view.space)] = spaces.flatten(view.space, seen)
+                seen = flat
+            self._last[turn.agent] = seen
+        mask = np.zeros(self.action_space.n, np.bool_)
+        given = turn.action_mask
+        mask[:n] = True if given is None or not np.any(given) else as_masks(given, (n,))
+        return {
+            "agent_id": name_of(turn.agent),
+            "obs": self._last[turn.agent],
+            "mask": mask,
+            "terminated": turn.terminated,
+            "truncated": turn.truncated,
+        }
+
+    def _info(self) -> dict[str, Any]:
+        return {key: value for key, value in self._turn.info.items() if key != MASK}
+
+
+class Turns:
+    """The turns of one agent in a buffer of all agents' turns, as its algorithm sees a buffer.
+
+    A transition runs from the agent's turn to its own next one, or to its end: its reward is the
+    sum of what it is given in between, s' and its mask are what the agent finds there, and `next`
+    goes to its own next turn. A turn behind which there is none yet is no transition.
+    """
+
+    stack_num = 1
+    _save_obs_next = True
+
+    def __init__(self, buffer: Any, agent: Any, index: int) -> None:
+        self.buffer, self.agent, self.index = buffer, agent, index
+        self.rew = _Lookup(lambda rows: self._follow(rows)[0])
+        self.terminated = _Lookup(lambda rows: buffer.obs.terminated[self._follow(rows)[1]])
+
+    def transitions(self, rows: Rows) -> Rows:
+        """Those of the rows that are transitions of the agent."""
+        own: Rows = rows[self.buffer.obs.agent_id[rows] == self.agent]
+        found: Rows = own[self._acted(own) & (self._follow(own)[1] >= 0)]
+        return found
+
+    def next(self, rows: Rows) -> Rows:
+        """The agent's next transitions; the rows themselves where there is none."""
+        successors, following = rows.copy(), self._follow(rows)[1]
+        more = np.flatnonzero(following >= 0)
+        more = more[self._acted(following[more])]
+        more = more[self._follow(following[more])[1] >= 0]
+        successors[more] = following[more]
+        return successors
+
+    def get(self, rows: Rows, key: str, stack_num: int | None = None) -> Any:
+        """`"obs"`, `"act"` or `"obs_next"` of transitions; their `"info"` is empty."""
+        del stack_num
+        if key == "obs_next":
+            return self.buffer.get(self._follow(rows)[1], "obs", stack_num=1)
+        return Batch() if key == "info" else self.buffer.get(rows, key, stack_num=1)
+
+    def _acted(self, rows: Rows) -> NDArray[np.bool_]:
+        seen = self.buffer.obs
+        acted: NDArray[np.bool_] = ~(seen.terminated[rows] | seen.truncated[rows])
+        return acted
+
+    def _follow(self, rows: Rows) -> tuple[NDArray[np.float64], Rows]:
+        """What the agent is given from each row to its own next turn, and where that is; -1 is
+        nowhere."""
+        rewards, found = np.zeros(len(rows)), np.full(len(rows), -1)
+        places, here = np.arange(len(rows)), np.asarray(rows)
+        while len(places):
+            rewards[places] += self.buffer.rew[here, self.index]
+            following = self.buffer.next(here)
+            more = following != here
+            places, here = places[more], following[more]
+            own = self.buffer.obs.agent_id[here] == self.agent
+            found[places[own]] = here[own]
+            places, here = places[~own], here[~own]
+        return rewards, found
+
+
+class _Lookup:
+    """A column that is computed for the rows that are asked for."""
+
+    def __init__(self, compute: Any) -> None:
+        self._compute = compute
+
+    def __getitem__(self, rows: Rows) -> Any:
+        return self._compute(rows)
+
+
+class MultiAgentPolicy(host.MultiAgentPolicy):
+    """Tianshou's; whether it is within a training step, its policies know too, and so explore."""
+
+    @property
+    def is_within_training_step(self) -> bool:
+        """Whether data is collected for the training; see Tianshou's `Policy`."""
+        return self._training_step
+
+    @is_within_training_step.setter
+    def is_within_training_step(self, value: bool) -> None:
+        self._training_step = value
+        for policy in getattr(self, "policies", {}).values():
+            policy.is_within_training_step = value
+
+
+class MultiAgentOffPolicyAlgorithm(host.MultiAgentOffPolicyAlgorithm):
+    """Tianshou's manager, one DQN for every agent.
+
+    Agents that are given the same algorithm share it: its network plays and learns for all of them.
+
+    A step, in which the target network's period, epsilon's schedule and the warm-up are counted, is
+    a turn of any agent.
+
+    Args:
+        algorithms: One for each agent, in the order of `env.agents`: a `DQN` of this package, or
+            one that learns nothing (Tianshou's `MARLRandomDiscreteMaskedOffPolicyAlgorithm`).
+        env: The environment: who its agents are.
+
+    Raises:
+        ValueError: their number is not that of the agents.
+        TypeError: an argument is of another kind.
+    """
+
+    def __init__(self, *, algorithms: list[OffPolicyAlgorithm[Any]], env: PettingZooEnv) -> None:
+        if not isinstance(env, PettingZooEnv):
+            raise TypeError(
+                f"env={env!r} is not accepted; env must be a PettingZooEnv of this module"
+            )
+        if len(algorithms) != len(env.agents):
+            raise ValueError(
+                f"there are {len(algorithms)} algorithms for the {len(env.agents)} agents "
+                f"{env.agents}; algorithms must have one for each"
+            )
+        for algorithm in algorithms:
+            if not isinstance(algorithm, DQN) and getattr(algorithm, "_optimizers", True):
+                raise TypeError(
+                    f"{type(algorithm).__name__} of algorithms is not accepted; it must be a DQN "
+                    "of dqn_adapters.tianshou, or an algorithm that learns nothing"
+                )
+        self._dispatcher = host.MARLDispatcher(algorithms, cast(Any, env))
+        policies = {agent: a.policy for agent, a in self._dispatcher.algorithms.items()}
+        OffPolicyAlgorithm.__init__(self, policy=MultiAgentPolicy(policies))
+        self._submodules = torch.nn.ModuleList(algorithms)
+        for algorithm in self.learners():
+            if algorithm.policy.action_space.n != env.action_space.n:
+                raise rejected("action_space", algorithm.policy.action_space, f"{env.action_space}")
+
+    def learners(self) -> Iterator[DQN[Any]]:
+        """The algorithms that learn, each once."""
+        for algorithm in dict.fromkeys(self._dispatcher.algorithms.values()):
+            if isinstance(algorithm, DQN):
+                yield algorithm
+
+    @property
+    def counts(self) -> Mapping[Any, int]:
+        """Of the algorithm that has learned most; see `DQN.counts`."""
+        counts = [algorithm.counts for algorithm in self.learners()]
+        return max(counts, key=lambda c: c["updates"], default={"steps": 0, "updates": 0})
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether nobody learns yet."""
+        return all(algorithm.warming_up for algorithm in self.learners())
+
+    def count(self, *, steps: int = 0, episodes: int = 0) -> None:
+        """Tell of new turns and finished episodes; see `DQN.count`."""
+        for algorithm in self.learners():
+            algorithm.count(steps=steps, episodes=episodes)
+
+    def start_schedule(self, total_timesteps: int) -> None:
+        """See `DQN.start_schedule`."""
+        for algorithm in self.learners():
+            algorithm.start_schedule(total_timesteps)
+
+    def create_trainer(self, params: OffPolicyTrainerParams) -> DQNTrainer:
+        """The trainer of `run_training`.
+
+        Raises:
+            ValueError: the buffer or the collector cannot give what the algorithms need.
+        """
+        collector = params.training_collector
+        for algorithm in self.learners():
+            algorithm.check_collector(collector)
+        if collector.buffer.stack_num != 1:
+            raise rejected(
+                "stack_num", collector.buffer.stack_num, "1: the rows are of many agents"
+            )
+        return DQNTrainer(self, params)
+
+    def update(self, buffer: Any, sample_size: int | None) -> Any:
+        """One gradient step of every algorithm, on those of the drawn rows that are turns of its
+        agents; see `DQN.update`."""
+        for algorithm in self.learners():
+            algorithm.prepare(buffer)
+        return super().update(buffer, sample_size)
+
+    def _preprocess_batch(self, batch: Any, buffer: Any, indices: Rows) -> Any:
+        """For every agent that learns the batch of its transitions. Of agents that share an
+        algorithm the first has them all."""
+        prepared: dict[Any, Any] = {agent: Batch() for agent in self._dispatcher.algorithms}
+        first: dict[Any, Any] = {}
+        for agent, algorithm in self._dispatcher.algorithms.items():
+            if not isinstance(algorithm, DQN) or algorithm.warming_up:
+                continue
+            turns = Turns(buffer, agent, self._dispatcher.agent_idx[agent])
+            rows = turns.transitions(indices)
+            if not len(rows):
+                continue
+            own = Batch({key: turns.get(rows, key) for key in ("obs", "act", "obs_next", "info")})
+            own.rew, own.row = turns.rew[rows], rows
+            if hasattr(batch, "weight"):
+                weights = dict(zip(indices.tolist(), batch.weight, strict=True))
+                own.weight = np.array([weights[row] for row in rows.tolist()])
+            own = algorithm._preprocess_batch(own, turns, rows)
+            owner = first.setdefault(algorithm, agent)
+            known = prepared[owner]
+            prepared[owner] = Batch.cat([known, own]) if len(known.get_keys()) else own
+        return prepared
+
+    def _update_with_batch(self, batch: Any) -> Any:
+        if not any(len(own.get_keys()) for own in batch.values()):
+            return TrainingStats()  # no transition was drawn; Tianshou's would be an error
+        return super()._update_with_batch(batch)
+
+    def _postprocess_batch(self, batch: Any, buffer: Any, indices: Rows) -> None:
+        """The priorities of a prioritised buffer. Rows that nobody will ever learn from (an agent's
+        end, and turns of who learns nothing) get the least."""
+        if not hasattr(buffer, "update_weight"):
+            return
+        seen, algorithms = buffer.obs[indices], self._dispatcher.algorithms
+        learning = [agent for agent, a in algorithms.items() if isinstance(a, DQN)]
+        acted = ~(seen.terminated | seen.truncated) & np.isin(seen.agent_id, learning)
+        idle = indices[~acted]
+        if len(idle):  # Tianshou's tree hangs where there are none
+            buffer.update_weight(idle, np.zeros(len(idle)))
+        for own in batch.values():
+            if len(own.get_keys()):
+                buffer.update_weight(own.row, own.weight)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Restore what `state_dict` gave; the mapping is not changed.
+
+        Raises:
+            ValueError: entries are missing or too many, or a tensor has another shape.
+        """
+        odd = set(self.state_dict()) ^ set(state_dict)  # type: ignore[no-untyped-call]
+        if strict and odd:
+            raise ValueError(
+                f"the state does not fit: {', '.join(sorted(odd))} are in one and not in the other"
+            )
+        for i, algorithm in enumerate(self._submodules):
+            prefix = f"_submodules.{i}."
+            own = {
+                name.removeprefix(prefix): copy.deepcopy(value)
+                for name, value in state_dict.items()
+                if name.startswith(prefix)
+            }
+            keys = algorithm.load_state_dict(own, strict=strict, assign=assign)
+        return keys
