@@ -246,7 +246,8 @@ def speed(
     """Measure training throughput against the libraries' own DQN, side by side.
 
     Both do the same work, which is asserted, in turns within one process; a ratio is the median
-    over the turns with its 95 % interval. Leave the machine alone meanwhile.
+    over the turns with its 95 % interval. Leave the machine alone meanwhile: the whole table takes
+    about ten minutes.
     """
     from dqn_adapters.benchmark import speed as speed_
 
@@ -258,6 +259,7 @@ def speed(
         _fail(f"--json {json}: there is no directory {json.parent}")
     results: list[speed_.Result] = []
     left_out: list[str] = []
+    failures: list[str] = []
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
         task = progress.add_task("", total=len(rows))
@@ -267,12 +269,18 @@ def speed(
                 results.append(speed_.measure(row, seconds or speed_.SECONDS))
             except ImportError as error:
                 left_out.append(f"{row.name} is left out: {error}")
+            except RuntimeError as error:
+                failures.append(str(error))
+            if json is not None and results:
+                speed_.write_json(json, results)
             progress.advance(task)
-    if json is not None and results:
-        speed_.write_json(json, results)
     out.print(*speed_.tables(results), sep="\n")
     for line in left_out:
         out.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
+    for line in failures:
+        err.print(f"[red]error:[/] {escape(line)}", soft_wrap=True)
+    if failures:
+        raise typer.Exit(FAILED_RUNS)
     if not results:
         raise typer.Exit(BAD_INPUT)
     if only is None:

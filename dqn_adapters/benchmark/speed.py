@@ -47,7 +47,7 @@ from dqn_adapters.config import DQNConfig
 SECONDS = 30.0
 """How long a row is measured, about, beside what it takes to start and to warm up."""
 
-SWEEP_SEEDS = 10
+SWEEP_SEEDS = 8
 PRIORITIZED = 1_000_000
 NUM_ENVS = 16
 LOT = 16
@@ -475,7 +475,7 @@ ROWS = (
         partial(sweep, "native-target"),
         partial(sweep, "sb3-reference"),
         _seeds,
-        steps=(18_000 * SWEEP_SEEDS, 1500 * SWEEP_SEEDS),
+        steps=(12_000 * SWEEP_SEEDS, 1000 * SWEEP_SEEDS),
         turns=3,
     ),
     Row("native-256", _SB3, 2.5, partial(native, LARGE), partial(_theirs, LARGE)),

@@ -183,5 +183,28 @@ def test_a_row_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         speed.measure(find("native"), 1.0)
 
 
+def test_what_was_measured_is_kept_when_a_row_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "speed.json"
+    good = compare(row_of(counting(), counting()), seconds=0.001)
+    seen = []
+
+    def measure(row: Row, seconds: float) -> speed.Result:
+        seen.append(row.name)
+        if row.name == "broken":
+            raise RuntimeError("updates per step: [1.0, 0.5]")
+        return dataclasses.replace(good, name=row.name)
+
+    rows = tuple(dataclasses.replace(find("native"), name=name) for name in ("a", "broken", "b"))
+    monkeypatch.setattr(speed, "ROWS", rows)
+    monkeypatch.setattr(speed, "measure", measure)
+    result = CliRunner().invoke(app, ["speed", "--json", str(path)])
+    assert result.exit_code == 1
+    assert "updates per step: [1.0, 0.5]" in result.output
+    assert [row["name"] for row in json.loads(path.read_text())] == ["a", "b"]
+    assert seen == ["a", "broken", "b"]
+
+
 def test_names_are_unique() -> None:
     assert [find(row.name) for row in speed.ROWS] == list(speed.ROWS)
