@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from dqn_adapters.agent import resolve_device
 from dqn_adapters.config import DQNConfig, checked_int
 from dqn_adapters.environments import Masks
 from dqn_adapters.exploration import check_action_masks
+from dqn_adapters.finite import NonFiniteError
 from dqn_adapters.learner import UpdateMetrics
 from dqn_adapters.pettingzoo.games import AnyEnv, Turn, make_game, possible_agents
 from dqn_adapters.pettingzoo.groups import (
@@ -182,7 +184,9 @@ class MultiAgentDQN:
         Whoever iterates may log, evaluate, save or stop; see `learn`.
 
         Raises:
-            ValueError: `total_timesteps` is not an integer >= 1.
+            ValueError: `total_timesteps` is not an integer >= 1; or, in the loop, an observation or
+                a mask is not as the agent's spaces have it.
+            NonFiniteError: a reward or an observation is NaN or infinite.
         """
         checked_int("total_timesteps", total_timesteps, low=1)
         return self._train(total_timesteps)
@@ -251,6 +255,8 @@ class MultiAgentDQN:
                 policy = self._assign(agent)
                 self._seats[agent] = _Seat(policy, policy.join(agent), policy.is_opponent(agent))
             seat = self._seats[agent]
+            if not math.isfinite(turn.reward):
+                raise NonFiniteError(f"agent {agent!r}: reward must be finite, got {turn.reward}")
             self._returns[agent] = self._returns.get(agent, 0.0) + turn.reward
             if turn.observation is not None:
                 observation, mask = _see(seat.policy, agent, turn.observation, turn.action_mask)

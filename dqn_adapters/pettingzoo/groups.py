@@ -21,6 +21,7 @@ from dqn_adapters.environments import (
     check_action_space,
 )
 from dqn_adapters.exploration import beta_schedule, epsilon_greedy, epsilon_schedule
+from dqn_adapters.finite import NonFiniteError
 from dqn_adapters.learner import DQNLearner, UpdateMetrics
 from dqn_adapters.networks import QNetwork, seeded_initialization
 from dqn_adapters.pettingzoo.spaces import to_state
@@ -198,6 +199,7 @@ class GroupPolicy:
 
         Raises:
             ValueError: a shape is not that of the agent's spaces.
+            NonFiniteError: the observation holds NaN or infinity.
         """
         try:
             if not self._view.has_mask or (
@@ -215,6 +217,9 @@ class GroupPolicy:
             masks = None if mask is None else as_masks(mask, (self.num_actions,))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"agent {agent!r}: {error}") from error
+        for name, array, _ in self._leaves(arrays):
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise NonFiniteError(f"agent {agent!r}: {name} must be finite, got {array}")
         return arrays, masks
 
     def _leaves(self, arrays: Arrays) -> Iterator[tuple[str, NDArray[Any], spaces.Space[Any]]]:

@@ -18,6 +18,7 @@ from support_pettingzoo import GAME, PARALLEL, ParallelScript, Script
 
 from dqn_adapters import DQNConfig
 from dqn_adapters.checkpoint import CheckpointError
+from dqn_adapters.finite import NonFiniteError
 from dqn_adapters.pettingzoo import MultiAgentDQN, MultiAgentStep, SelfPlay
 
 SMALL = DQNConfig(
@@ -278,6 +279,49 @@ def test_more_bad_input() -> None:
         SelfPlay(past_probability=2)
     with pytest.raises(ValueError, match="pool_size=0"):
         SelfPlay(pool_size=0)
+    with pytest.raises(ValueError, match=r"past_probability=0.6 and random_probability=0.5 .* 1"):
+        SelfPlay(past_probability=0.6, random_probability=0.5)
+
+
+class Spoiled(Script):
+    """The known game, in which from the second turn of b on something is wrong."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__([GAME])
+        self.what = what
+
+    def last(self, observe: bool = True) -> Any:
+        observation, reward, terminated, truncated, info = super().last(observe)
+        if self.agent_selection == "b" and self.turns["b"] == 1:
+            if self.what == "reward":
+                reward = float("nan")
+            elif self.what == "observation":
+                observation = observation * np.inf
+            elif self.what == "shape":
+                observation = observation[:2]
+            else:
+                info = {"action_mask": np.ones(3, np.int8)}
+        return observation, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "message"),
+    [
+        ("reward", NonFiniteError, "agent 'b': reward must be finite, got nan"),
+        ("observation", NonFiniteError, "agent 'b': observation must be finite"),
+        ("shape", ValueError, r"agent 'b': observation must have shape \(4,\), got \(2,\)"),
+        ("mask", ValueError, r"agent 'b': the action mask .* must have shape \(4,\)"),
+    ],
+)
+def test_a_bad_turn_is_named_before_it_is_learned(
+    what: str, error: type[Exception], message: str
+) -> None:
+    agent = MultiAgentDQN(Spoiled(what), SMALL, seed=0)
+    with pytest.raises(error, match=message), np.errstate(invalid="ignore"):
+        agent.learn(20)
+    assert agent.num_timesteps == 3
+    assert len(agent.policies["b"].replay) == 0
+    assert all(torch.isfinite(p).all() for p in parameters(agent))
 
 
 def test_predict_heeds_every_mask() -> None:
@@ -298,13 +342,47 @@ def test_a_million_masked_draws_are_legal() -> None:
     agent = MultiAgentDQN(Script([GAME]), SMALL, seed=0)
     policy, generator = agent.policy("c"), np.random.default_rng(0)
     size = 10_000
-    for epsilon in (0.0, 0.3, 1.0):
-        for _ in range(34):
+    rows = np.arange(size)
+    for epsilon, past in ((0.0, False), (0.0, True), (0.3, False), (1.0, False)):
+        for _ in range(26):
             masks = generator.random((size, 5)) < 0.4
-            masks[np.arange(size), generator.integers(5, size=size)] = True
+            masks[rows, generator.integers(5, size=size)] = True
             seen = generator.normal(size=(size, 5)).astype(np.float32)
-            acted = np.array(policy.act(seen, masks, epsilon)) - 10
-            assert masks[np.arange(size), acted].all()
+            acted = np.array(policy.act(seen, masks, epsilon, past=past)) - 10
+            assert masks[rows, acted].all()
+
+
+def test_random_opponents_are_random_and_not_learned_from() -> None:
+    agent = MultiAgentDQN(
+        tictactoe(),
+        dataclasses.replace(
+            SMALL, learning_starts=0, exploration_initial_eps=0.0, exploration_final_eps=0.0
+        ),
+        policy_groups={"all": ["player_1", "player_2"]},
+        self_play=SelfPlay(random_probability=0.5),
+        seed=0,
+    )
+    policy = agent.policies["all"]
+    turns, kinds, first = 0, [], []
+    for step in agent.train(600):
+        (player,) = step.actions
+        opponent = policy.learning_agent not in (None, player)
+        assert step.epsilons["all"] == float(opponent)
+        if opponent:
+            first.append(step.actions[player])
+        if step.episode_length:
+            kinds.append(policy.learning_agent)
+            assert policy.random_opponent == (policy.learning_agent is not None)
+            learned, turns = policy.num_turns - turns, policy.num_turns
+            if policy.learning_agent is None:
+                assert learned == step.episode_length
+            else:
+                assert learned in (step.episode_length // 2, (step.episode_length + 1) // 2)
+    share = sum(kind is not None for kind in kinds) / len(kinds)
+    assert 0.3 < share < 0.7
+    assert {"player_1", "player_2", None} == set(kinds)
+    assert set(first) == set(range(9))
+    assert not policy.pool
 
 
 def test_past_opponents_are_not_learned_from_and_openings_are_random() -> None:
