@@ -121,6 +121,19 @@ def profiles(title: str, lines: Sequence[Line]) -> str:
     )
 
 
+def bias_curves(title: str, lines: Sequence[Line], *, limits: tuple[float, float]) -> str:
+    """One panel: mean overestimation against environment steps, linear up to 1 and logarithmic
+    beyond, for estimates that diverge."""
+    return _curves(
+        title,
+        lines,
+        limits=limits,
+        threshold=0.0,
+        labels=("environment steps", "estimate \N{MINUS SIGN} return"),
+        symlog=True,
+    )
+
+
 def _curves(
     title: str,
     lines: Sequence[Line],
@@ -128,6 +141,7 @@ def _curves(
     limits: tuple[float, float],
     labels: tuple[str, str],
     threshold: float | None = None,
+    symlog: bool = False,
 ) -> str:
     with matplotlib.rc_context(_STYLE):
         # The axes of panels side by side are equally high, however long the legends are.
@@ -153,6 +167,8 @@ def _curves(
                 markerfacecolor="white" if line.dashed else line.colour,
                 label=line.label,
             )
+        if symlog:
+            axes.set_yscale("symlog", linthresh=1.0)
         axes.set_ylim(*limits)
         axes.set_xlim(left=min(line.band.x[0] for line in lines))
         axes.xaxis.set_major_locator(MaxNLocator(5))

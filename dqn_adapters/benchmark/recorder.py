@@ -5,6 +5,7 @@ It is the same for every system, so that counting, evaluating and timing cannot 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,14 @@ from numpy.typing import NDArray
 
 from dqn_adapters.benchmark.checkpoints import Checkpoints
 from dqn_adapters.benchmark.spec import EnvironmentSpec, RunSpec
+from dqn_adapters.evaluation import discounted_returns, settled
+
+CUT = 0.05
+"""In episodes that a time limit cuts, states are kept if what comes after the cut is discounted to
+at most this."""
+
+Values = Callable[[NDArray[Any]], NDArray[Any]]
+"""Maps a batch of observations `(N, ...)` to the greedy actions' values `(N,)`."""
 
 Greedy = Callable[[NDArray[Any]], NDArray[Any]]
 """Maps a batch of observations `(N, ...)` to the greedy actions `(N,)`; draws no random number."""
@@ -34,12 +43,108 @@ class Episode:
 
 
 @dataclass(frozen=True)
+class ValueCheck:
+    """Estimated values held against what was earned, as van Hasselt et al. (2015) do: means over
+    all states that the evaluation episodes visit.
+
+    In an episode that the time limit cuts, the return of a state near its end is not known. Such
+    states are left out; see `CUT`.
+    """
+
+    states: int
+    """How many were kept."""
+
+    estimate: float
+    """Mean of max_a Q(s, a)."""
+
+    realised: float
+    """Mean of the discounted return that the greedy policy earned from s."""
+
+    positive: float
+    """Share of the states with an estimate above the return."""
+
+    largest: float
+    """Largest absolute estimate."""
+
+    possible: float
+    """Largest absolute value that is possible: the largest absolute reward seen / (1 - gamma)."""
+
+    @property
+    def bias(self) -> float:
+        """Mean of estimate - return; positive is overestimation."""
+        return self.estimate - self.realised
+
+    @property
+    def diverged(self) -> bool:
+        """Whether an estimate is beyond what is possible (van Hasselt et al. 2018)."""
+        return self.largest > self.possible
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The greedy policy after `timestep` environment steps."""
 
     timestep: int
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
+    values: ValueCheck | None = None
+    """None: not asked for, or no state could be kept."""
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Evaluation:
+        """The inverse of `dataclasses.asdict`, and of its JSON."""
+        values = row.get("values")
+        return cls(
+            row["timestep"],
+            tuple(row["returns"]),
+            tuple(row["lengths"]),
+            None if values is None else ValueCheck(**values),
+        )
+
+
+class ValueWatch:
+    """Collects what a `ValueCheck` is made of while episodes run.
+
+    Args:
+        values: Maps observations `(N, ...)` to max_a Q(s, a), `(N,)`.
+        gamma: Discount factor per step.
+        episodes: How many run together.
+    """
+
+    def __init__(self, values: Values, gamma: float, episodes: int) -> None:
+        self._values, self._gamma = values, gamma
+        self._estimates: list[list[float]] = [[] for _ in range(episodes)]
+        self._rewards: list[list[float]] = [[] for _ in range(episodes)]
+        self._kept: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+
+    def act(self, running: Sequence[int], observations: NDArray[Any]) -> None:
+        """The episodes `running` act on these observations."""
+        for index, value in zip(running, np.asarray(self._values(observations)), strict=True):
+            self._estimates[index].append(float(value))
+
+    def earn(self, index: int, reward: float, terminated: bool, truncated: bool) -> None:
+        """Episode `index` got a reward, and perhaps ended."""
+        self._rewards[index].append(reward)
+        if terminated or truncated:
+            estimates, rewards = np.array(self._estimates[index]), np.array(self._rewards[index])
+            kept = len(rewards) if terminated else settled(len(rewards), self._gamma, CUT)
+            returns = discounted_returns(rewards, self._gamma)
+            self._kept.append((estimates[:kept], returns[:kept]))
+
+    def check(self) -> ValueCheck | None:
+        """The result; None if no state could be kept."""
+        estimates, returns = (np.concatenate(each) for each in zip(*self._kept, strict=True))
+        if not len(estimates):
+            return None
+        reward = max(abs(value) for rewards in self._rewards for value in rewards)
+        return ValueCheck(
+            states=len(estimates),
+            estimate=float(estimates.mean()),
+            realised=float(returns.mean()),
+            positive=float((estimates > returns).mean()),
+            largest=float(np.abs(estimates).max()),
+            possible=reward / (1 - self._gamma) if self._gamma < 1 else sys.float_info.max,
+        )
 
 
 def make_environment(spec: EnvironmentSpec) -> gym.Env[Any, Any]:
@@ -53,7 +158,10 @@ def make_environment(spec: EnvironmentSpec) -> gym.Env[Any, Any]:
 
 
 def evaluate(
-    greedy: Greedy, environments: Sequence[gym.Env[Any, Any]], seeds: Sequence[int]
+    greedy: Greedy,
+    environments: Sequence[gym.Env[Any, Any]],
+    seeds: Sequence[int],
+    watch: ValueWatch | None = None,
 ) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """One greedy episode in each environment, all advanced together.
 
@@ -61,6 +169,7 @@ def evaluate(
         greedy: The policy; called once per step with the observations of the episodes that go on.
         environments: One per episode, with a time limit.
         seeds: Their reset seeds.
+        watch: Is shown observations and rewards.
 
     Returns:
         The undiscounted returns and the lengths.
@@ -72,13 +181,18 @@ def evaluate(
     returns, lengths = [0.0] * len(environments), [0] * len(environments)
     running = list(range(len(environments)))
     while running:
-        actions = greedy(np.stack([observations[index] for index in running]))
+        batch = np.stack([observations[index] for index in running])
+        actions = greedy(batch)
+        if watch is not None:
+            watch.act(running, batch)
         ended = []
         for index, action in zip(running, actions.tolist(), strict=True):
             observation, reward, terminated, truncated, _ = environments[index].step(action)
             observations[index] = observation
             returns[index] += float(reward)
             lengths[index] += 1
+            if watch is not None:
+                watch.earn(index, float(reward), terminated, truncated)
             if terminated or truncated:
                 ended.append(index)
         if ended:
@@ -129,6 +243,8 @@ class Recorder:
         self._training: _TrainingEnv | None = None
         self._evaluation: list[gym.Env[Any, Any]] = []
         self._greedy: Greedy | None = None
+        self._values: Values | None = None
+        self._watch: ValueWatch | None = None
         self._seconds = 0.0
         self._since: float | None = None
         self._cpu_since = 0.0
@@ -189,10 +305,21 @@ class Recorder:
         self._saved_at = self.timestep
         self._start_clock()
 
-    def start(self, greedy: Greedy) -> None:
-        """Evaluate the untrained agent, then start the clock."""
+    def start(self, greedy: Greedy, values: Values | None = None) -> None:
+        """Evaluate the untrained agent, then start the clock.
+
+        Args:
+            greedy: Its greedy policy.
+            values: What it estimates the greedy actions to be worth, for runs that ask.
+
+        Raises:
+            RuntimeError: it was started before, or the run asks for values and there are none.
+        """
         if self._greedy is not None:
             raise RuntimeError("start() is called once per run")
+        if self.run.evaluation.values and values is None:
+            raise RuntimeError(f"system {self.run.system!r} does not tell start() its values")
+        self._values = values if self.run.evaluation.values else None
         episodes = self.run.evaluation.episodes
         self._evaluation = [make_environment(self.run.environment) for _ in range(episodes)]
         self._greedy = greedy
@@ -218,12 +345,15 @@ class Recorder:
         self._stop_clock()
         self.evaluation_seconds.append(self._seconds)
         returns, lengths = self._evaluate(self.run.evaluation_seeds(point))
-        self.evaluations.append(Evaluation(self.timestep, returns, lengths))
+        values = None if self._watch is None else self._watch.check()
+        self.evaluations.append(Evaluation(self.timestep, returns, lengths, values))
         self._start_clock()
 
     def _evaluate(self, seeds: Sequence[int]) -> tuple[tuple[float, ...], tuple[int, ...]]:
         assert self._greedy is not None
-        return evaluate(self._greedy, self._evaluation, seeds)
+        if self._values is not None:
+            self._watch = ValueWatch(self._values, self.run.config.gamma, len(seeds))
+        return evaluate(self._greedy, self._evaluation, seeds, self._watch)
 
     def finish(self) -> float:
         """Close the environments.
@@ -255,10 +385,7 @@ class Recorder:
 
     def _restore(self, progress: Mapping[str, Any]) -> None:
         self.episodes = [Episode(**row) for row in progress["episodes"]]
-        self.evaluations = [
-            Evaluation(row["timestep"], tuple(row["returns"]), tuple(row["lengths"]))
-            for row in progress["evaluations"]
-        ]
+        self.evaluations = [Evaluation.from_dict(row) for row in progress["evaluations"]]
         self.evaluation_seconds = list(progress["evaluation_seconds"])
         self._seconds, self.cpu_seconds = progress["seconds"], progress["cpu_seconds"]
         self._begun = progress["begun"]
@@ -286,6 +413,7 @@ class _TrainingEnv(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self._recorder = recorder
         self._return, self._length = 0.0, 0
+        self._noise: np.random.Generator | None = None
 
     @property
     def fresh(self) -> bool:
@@ -300,11 +428,12 @@ class _TrainingEnv(gym.Wrapper[Any, Any, Any, Any]):
         if self._length:
             recorder._begun += 1
         self._return, self._length = 0.0, 0
+        if recorder.run.environment.reward_noise:
+            self._noise = recorder.run.noise_generator(recorder._begun)
         return self.env.reset(seed=recorder.run.episode_seed(recorder._begun), options=options)
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        result = self.env.step(action)
-        _, reward, terminated, truncated, _ = result
+        observation, reward, terminated, truncated, info = self.env.step(action)
         self._return += float(reward)
         self._length += 1
         self._recorder._count(1)
@@ -312,4 +441,8 @@ class _TrainingEnv(gym.Wrapper[Any, Any, Any, Any]):
             self._recorder.episodes.append(
                 Episode(self._recorder.timestep, self._return, self._length)
             )
-        return result
+        if self._noise is not None:
+            reward = float(reward) + self._noise.normal(
+                scale=self._recorder.run.environment.reward_noise
+            )
+        return observation, reward, terminated, truncated, info

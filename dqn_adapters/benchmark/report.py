@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from dqn_adapters.benchmark import figures, systems
 from dqn_adapters.benchmark.levelling import Row, levelling_table, own_settings, shipped_table
+from dqn_adapters.benchmark.recorder import CUT, ValueCheck
 from dqn_adapters.benchmark.spec import EnvironmentSpec, RunSpec
 from dqn_adapters.benchmark.statistics import (
     CONFIDENCE,
@@ -134,6 +135,27 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Overestimation:
+    """What a system's estimates are off from what its greedy policy earns."""
+
+    system: SystemResult
+    bias: Estimate
+    """Mean over seeds of the mean over evaluations and states of estimate - return."""
+
+    normalised: Estimate
+    """The same, divided by the mean absolute return."""
+
+    positive: Estimate
+    """Share of the states that are overestimated."""
+
+    diverged: int
+    """Runs in which some estimate was beyond what is possible."""
+
+    left_out: int
+    """Evaluations without a state that could be kept."""
+
+
+@dataclass(frozen=True)
 class Picture:
     """A figure: SVG text and what it says."""
 
@@ -162,6 +184,7 @@ class EnvironmentReport:
     threshold: float | None
     score_range: tuple[float, float] | None
     margin: float | None
+    reward_noise: float
     systems: tuple[SystemResult, ...]
     differences: tuple[Difference, ...]
     """Adapters against the hosts' own DQN of the same variant."""
@@ -170,6 +193,10 @@ class EnvironmentReport:
     """Variants against the target variant of the same implementation, and systems with settings of
     their own against what they come from."""
 
+    overestimation: tuple[Overestimation, ...]
+    """Empty: the suite does not ask for it."""
+
+    bias_curves: tuple[Picture, ...]
     curves_by_family: tuple[Picture, ...]
     curves_by_variant: tuple[Picture, ...]
     scores: tuple[Picture, ...]
@@ -271,6 +298,7 @@ class Report:
             picture
             for environment in self.environments
             for picture in (
+                *environment.bias_curves,
                 *environment.curves_by_family,
                 *environment.curves_by_variant,
                 *environment.scores,
@@ -422,6 +450,7 @@ def _environment(environment: SuiteEnvironment, results: Sequence[RunResult]) ->
             for number, (title, members) in enumerate(groups.items(), 1)
         )
 
+    measured = [system for system in found if any(_checks(run) for run in system.runs)]
     by_variant: dict[str, list[SystemResult]] = {}
     for variant in VARIANTS:
         members = [each for each in found if each.variant == variant and not each.own]
@@ -433,6 +462,7 @@ def _environment(environment: SuiteEnvironment, results: Sequence[RunResult]) ->
         threshold=environment.threshold,
         score_range=environment.score_range,
         margin=environment.margin,
+        reward_noise=environment.spec.reward_noise,
         systems=tuple(found),
         differences=tuple(
             _difference(adapter, reference, environment.margin)
@@ -442,6 +472,8 @@ def _environment(environment: SuiteEnvironment, results: Sequence[RunResult]) ->
             _difference(system, reference, environment.margin)
             for system, reference in _variant_pairs(found)
         ),
+        overestimation=tuple(_overestimation(system) for system in measured),
+        bias_curves=_bias_pictures(slug, environment, measured),
         curves_by_family=panels(_grouped(found), "family", _variant_line, says),
         curves_by_variant=panels(by_variant, "variant", _library_line, says),
         scores=(
@@ -460,6 +492,72 @@ def _environment(environment: SuiteEnvironment, results: Sequence[RunResult]) ->
             lambda s: s.steps_per_second,
             from_zero=True,
         ),
+    )
+
+
+def _checks(run: RunResult) -> list[ValueCheck]:
+    """Of the evaluations after the first, which is of an untrained network."""
+    return [each.values for each in run.evaluations[1:] if each.values is not None]
+
+
+def _overestimation(system: SystemResult) -> Overestimation:
+    by_run = [checks for run in system.runs if (checks := _checks(run))]
+
+    def over_runs(value: Callable[[ValueCheck], float]) -> Estimate:
+        return estimate([float(np.mean([value(each) for each in checks])) for checks in by_run])
+
+    scale = float(np.mean([abs(each.realised) for checks in by_run for each in checks])) or 1.0
+    return Overestimation(
+        system,
+        over_runs(lambda each: each.bias),
+        over_runs(lambda each: each.bias / scale),
+        over_runs(lambda each: each.positive),
+        diverged=sum(any(each.diverged for each in checks) for checks in by_run),
+        left_out=sum(len(run.evaluations) - 1 - len(_checks(run)) for run in system.runs),
+    )
+
+
+def _bias_pictures(
+    slug: str, environment: SuiteEnvironment, measured: Sequence[SystemResult]
+) -> tuple[Picture, ...]:
+    bands = {}
+    for system in measured:
+        points = [
+            (step, biases)
+            for number, step in enumerate(system.runs[0].timesteps)
+            if len(
+                biases := [
+                    check.bias
+                    for run in system.runs
+                    if (check := run.evaluations[number].values) is not None
+                ]
+            )
+            == len(system.runs)  # else the runs of the curve would change on the way
+        ]
+        if len(points) > 1:
+            steps, curves = zip(*points, strict=True)
+            bands[system.name] = band(steps, np.transpose(curves))
+    shown = [system for system in measured if system.name in bands]
+    if not shown:
+        return ()
+    reach = max(max(abs(each.low.min()), abs(each.high.max()), 1.0) for each in bands.values())
+    return tuple(
+        Picture(
+            f"{slug}-bias-{number}",
+            f"{environment.spec.title}: overestimation, {title}",
+            "Mean over the visited states of the estimated value minus the discounted return.",
+            figures.bias_curves(
+                title,
+                _distinct(
+                    [
+                        dataclasses.replace(_variant_line(each), band=bands[each.name])
+                        for each in members
+                    ]
+                ),
+                limits=(-1.3 * reach, 1.3 * reach),
+            ),
+        )
+        for number, (title, members) in enumerate(_grouped(shown).items(), 1)
     )
 
 
@@ -865,6 +963,15 @@ def _aggregate(value: Aggregate) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
+def _ratio(value: Estimate) -> str:
+    """As `_estimate`, with two decimals."""
+    text = f"{value.mean:.2f}"
+    if value.n > 1:
+        ends = f"{value.low:.2f}, {value.high:.2f}"
+        text += f" ({ends.replace(', ', ' to ')})" if value.kind == "range" else f" [{ends}]"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
 def _equivalent(found: Equivalence | None) -> str:
     if found is None:
         return f"fewer than {MIN_SAMPLES} seeds"
@@ -925,11 +1032,12 @@ def _render(template: str, report: Report, *, autoescape: bool) -> str:
         aggregate=_aggregate,
         equivalent=_equivalent,
         solved_by=_solved_by,
+        ratio=_ratio,
         by_value=_by_value,
         breakable=lambda text: Markup(re.sub(r"([_=])", r"\1<wbr>", str(Markup.escape(text)))),
         cell=lambda text: " ".join(text.split()).replace("|", "\\|"),
     )
-    return environment.get_template(template).render(report=report, suite=report.suite)
+    return environment.get_template(template).render(report=report, suite=report.suite, cut=CUT)
 
 
 def _replace(path: Path, text: str) -> None:

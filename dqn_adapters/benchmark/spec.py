@@ -31,16 +31,20 @@ class EnvironmentSpec:
     label: str = ""
     """What it is called in names and tables; empty: its id. Decides nothing."""
 
+    reward_noise: float = 0.0
+    """Standard deviation of normal noise on the rewards of training; evaluation has none."""
+
     @property
     def title(self) -> str:
         """What it is called."""
         return self.label or self.id
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-compatible; the label only if there is one."""
+        """JSON-compatible; label and noise only if there are any."""
         values = {**asdict(self), "kwargs": dict(self.kwargs)}
-        if not self.label:
-            del values["label"]
+        for name in ("label", "reward_noise"):
+            if not values[name]:
+                del values[name]
         return values
 
 
@@ -53,6 +57,9 @@ class EvaluationSpec:
 
     episodes: int
     """Episodes at each of them."""
+
+    values: bool = False
+    """Whether the estimated values are held against the returns."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,12 @@ class RunSpec:
         sequence = np.random.SeedSequence(self.seeds.environment, spawn_key=(number,))
         return int(sequence.generate_state(1)[0]) >> 1
 
+    def noise_generator(self, number: int) -> np.random.Generator:
+        """Of the noise on the rewards of training episode `number`."""
+        return np.random.default_rng(
+            np.random.SeedSequence(self.seeds.environment, spawn_key=(number, 1))
+        )
+
     def evaluation_seeds(self, point: int) -> list[int]:
         """Reset seeds of the episodes at evaluation point number `point`."""
         sequence = np.random.SeedSequence(self.seeds.evaluation, spawn_key=(point,))
@@ -123,6 +136,7 @@ class RunSpec:
             "evaluation": {
                 "timesteps": list(self.evaluation.timesteps),
                 "episodes": self.evaluation.episodes,
+                **({"values": True} if self.evaluation.values else {}),
             },
             "root_seed": self.root_seed,
             "seed_index": self.seed_index,
@@ -146,7 +160,11 @@ class RunSpec:
             system=values["system"],
             config=DQNConfig.from_dict(values["config"]),
             total_timesteps=values["total_timesteps"],
-            evaluation=EvaluationSpec(tuple(evaluation["timesteps"]), evaluation["episodes"]),
+            evaluation=EvaluationSpec(
+                tuple(evaluation["timesteps"]),
+                evaluation["episodes"],
+                evaluation.get("values", False),
+            ),
             root_seed=values["root_seed"],
             seed_index=values["seed_index"],
             label=values.get("label", ""),

@@ -174,8 +174,7 @@ class Store:
             loaded = RunResult(
                 run=run,
                 evaluations=tuple(
-                    Evaluation(row["timestep"], tuple(row["returns"]), tuple(row["lengths"]))
-                    for row in _rows(directory / "evaluations.jsonl")
+                    map(Evaluation.from_dict, _rows(directory / "evaluations.jsonl"))
                 ),
                 episodes=tuple(Episode(**row) for row in _rows(directory / "episodes.jsonl")),
                 timing=Timing(
@@ -255,7 +254,10 @@ def _json(values: Any, indent: int | None = None) -> str:
 
 
 def _lines(records: Iterable[Evaluation | Episode]) -> str:
-    return "".join(_json(asdict(record)) for record in records)
+    rows = map(asdict, records)
+    return "".join(
+        _json({name: value for name, value in row.items() if value is not None}) for row in rows
+    )
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

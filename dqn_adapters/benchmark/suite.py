@@ -201,6 +201,9 @@ def _parse(values: dict[str, Any], path: Path) -> Suite:
     seeds = _seeds(top)
     points = evaluation.integer("points", low=1)
     episodes = evaluation.integer("episodes", low=1)
+    measured = evaluation.take(
+        "values", lambda value: isinstance(value, bool), "true or false", default=False
+    )
     listed = top.take("systems", _is_systems, '"all", a list of names, or tables, [[systems]]')
     chosen = _listed_systems(["all"] if listed == "all" else listed, top, config)
     phase = math.lcm(config.train_freq, *(each.period or config.train_freq for each in chosen))
@@ -212,7 +215,7 @@ def _parse(values: dict[str, Any], path: Path) -> Suite:
         seeds=seeds,
         root_seed=top.integer("root_seed", low=0, default=0),
         total_timesteps=total,
-        evaluation=EvaluationSpec(_evaluation_timesteps(total, points, phase), episodes),
+        evaluation=EvaluationSpec(_evaluation_timesteps(total, points, phase), episodes, measured),
         config=config,
         source=str(path),
         checkpoint_every=top.integer("checkpoint_every", low=1, default=None),
@@ -254,6 +257,9 @@ def _environment(table: _Table) -> SuiteEnvironment:
             kwargs=table.take("kwargs", lambda value: isinstance(value, dict), "a table", {}),
             max_episode_steps=table.integer("max_episode_steps", low=1, default=None),
             label=table.take("label", _is_text, "a text", default=""),
+            reward_noise=float(
+                table.take("reward_noise", _is_positive, "a standard deviation > 0", default=0.0)
+            ),
         ),
         threshold=table.take("threshold", _is_number, "a number", None),
         score_range=table.take("score_range", _is_range, "two numbers, [low, high]", None),
@@ -359,6 +365,13 @@ def _check_systems(suite: Suite, place: str) -> None:
             f"{place}: {shipped[0].name!r} runs as it is shipped and {levelled.name!r} levelled; "
             "they are never compared in one table, so make two suites"
         )
+    if suite.evaluation.values:
+        for system in suite.systems:
+            if not system.values:
+                raise SuiteError(
+                    f"{place}: system {system.name!r} cannot tell the values that "
+                    "[evaluation] values = true asks for"
+                )
     settings = next((system for system in shipped if system.settings), None)
     if shipped and (suite.config != DQNConfig() or settings):
         raise SuiteError(

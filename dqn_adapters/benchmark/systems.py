@@ -79,6 +79,9 @@ class System:
     peer: bool = False
     """It is another algorithm than DQN, for comparison; `"all"` leaves it out."""
 
+    values: bool = False
+    """Whether it tells the recorder what it estimates actions to be worth."""
+
     period: int | None = None
     """Environment steps between two training phases; None: the configuration's `train_freq`."""
 
@@ -116,7 +119,7 @@ def find(name: str) -> list[System]:
         EntryPointError: the function cannot be imported.
     """
     if ":" in name:
-        return [System(name, name, DQNConfig().variant, _entry_point(name))]
+        return [System(name, name, DQNConfig().variant, _entry_point(name), values=True)]
     found = [system for system in ALL_SYSTEMS if name == system.name]
     if name == "shipped":
         found = [system for system in ALL_SYSTEMS if system.shipped]
@@ -204,6 +207,8 @@ def warm_up(run: RunSpec) -> None:
 
 
 def _train_native(run: RunSpec, recorder: Recorder) -> int:
+    import torch
+
     from dqn_adapters import DQNAgent
     from dqn_adapters.networks import seeded_initialization
 
@@ -223,7 +228,11 @@ def _train_native(run: RunSpec, recorder: Recorder) -> int:
     def greedy(observations: NDArray[Any]) -> NDArray[Any]:
         return np.asarray(agent.predict(observations))
 
-    recorder.start(greedy)
+    def values(observations: NDArray[Any]) -> NDArray[Any]:
+        with torch.no_grad():
+            return np.asarray(agent.q_net(torch.as_tensor(observations)).amax(dim=1))
+
+    recorder.start(greedy, values)
     for _ in agent.train(run.total_timesteps - agent.num_timesteps):
         recorder.observe()
         recorder.checkpoint(partial(agent.save, replay=True))
@@ -248,6 +257,7 @@ def _train_sb3_shipped(run: RunSpec, recorder: Recorder, *, library: str, algori
 
 
 def _learn_sb3(algorithm: Any, run: RunSpec, recorder: Recorder, **arguments: Any) -> int:
+    import torch
     from stable_baselines3.common.callbacks import BaseCallback
 
     class Observe(BaseCallback):
@@ -266,7 +276,13 @@ def _learn_sb3(algorithm: Any, run: RunSpec, recorder: Recorder, **arguments: An
     def greedy(observations: NDArray[Any]) -> NDArray[Any]:
         return np.asarray(model.predict(observations, deterministic=True)[0])
 
-    recorder.start(greedy)
+    def values(observations: NDArray[Any]) -> NDArray[Any]:
+        with torch.no_grad():
+            q_values = model.q_net(model.policy.obs_to_tensor(observations)[0])
+            return np.asarray(q_values.amax(dim=1))
+
+    # QR-DQN has quantiles in its place.
+    recorder.start(greedy, values if hasattr(model, "q_net") else None)
     model.learn(run.total_timesteps, callback=Observe())
     return int(model._n_updates)
 
@@ -461,7 +477,10 @@ def _tianshou_reference_limits(config: DQNConfig) -> list[str]:
 
 
 SYSTEMS: tuple[System, ...] = (
-    *(System(f"native-{variant}", "native", variant, _train_native) for variant in VARIANTS),
+    *(
+        System(f"native-{variant}", "native", variant, _train_native, values=True)
+        for variant in VARIANTS
+    ),
     *(
         System(
             f"sb3-{variant}",
@@ -470,6 +489,7 @@ SYSTEMS: tuple[System, ...] = (
             partial(_train_sb3, reference=False),
             ("stable_baselines3", "sb3"),
             _host_limits,
+            values=True,
         )
         for variant in VARIANTS
     ),
@@ -480,6 +500,7 @@ SYSTEMS: tuple[System, ...] = (
         partial(_train_sb3, reference=True),
         ("stable_baselines3", "sb3"),
         _sb3_reference_limits,
+        values=True,
     ),
     *(
         System(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from dqn_adapters import DQNConfig
 from dqn_adapters.benchmark import EnvironmentSpec, EvaluationSpec, Recorder, RunSpec
 from dqn_adapters.benchmark import recorder as module
-from dqn_adapters.benchmark.recorder import evaluate, make_environment
+from dqn_adapters.benchmark.recorder import ValueWatch, evaluate, make_environment
 
 RUN = RunSpec(
     environment=EnvironmentSpec("CartPole-v1", max_episode_steps=50),
@@ -55,6 +55,109 @@ def test_batched_evaluation_is_the_episodes_one_by_one() -> None:
     assert batches == [sum(length > step for _, length in alone) for step in range(max(lengths))]
     # The environments can be used again: the seeds decide.
     assert evaluate(greedy, environments, seeds) == (returns, lengths)
+
+
+class Scripted(gym.Env[NDArray[np.float32], int]):
+    """Episodes of three steps with the rewards 1, 2, 4; action 1 lets the time limit cut them."""
+
+    observation_space = gym.spaces.Box(-1.0, 9.0, (1,))
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, **_: Any) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        self.step_number = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: int) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        reward = 2.0**self.step_number
+        self.step_number += 1
+        end = self.step_number == 3
+        observation = np.full(1, self.step_number, np.float32)
+        return observation, reward, end and action == 0, end and action == 1, {}
+
+
+def value_check(action: int, gamma: float, estimates: list[float]) -> Any:
+    watch = ValueWatch(
+        lambda observations: np.array([estimates[int(each[0])] for each in observations]), gamma, 2
+    )
+    result = evaluate(
+        lambda observations: np.full(len(observations), action),
+        [Scripted(), Scripted()],
+        [0, 1],
+        watch,
+    )
+    assert result == ((7.0, 7.0), (3, 3))
+    return watch.check()
+
+
+def test_estimates_are_held_against_the_discounted_returns() -> None:
+    # Returns with gamma 0.5: 1 + 0.5 * 2 + 0.25 * 4 = 3, 2 + 0.5 * 4 = 4, 4.
+    found = value_check(0, 0.5, [5.0, 3.0, -9.0])
+    assert found.states == 6
+    assert found.realised == pytest.approx((3 + 4 + 4) / 3)
+    assert found.estimate == pytest.approx((5 + 3 - 9) / 3)
+    assert found.bias == pytest.approx(-4.0)
+    assert found.positive == pytest.approx(1 / 3)
+    assert found.largest == 9.0
+    assert found.possible == 4.0 / (1 - 0.5)
+    assert found.diverged
+    assert not value_check(0, 0.5, [5.0, 3.0, -7.9]).diverged
+    assert not value_check(0, 1.0, [5.0, 3.0, 1e9]).diverged  # nothing is impossible
+
+
+def test_states_near_a_cut_are_left_out() -> None:
+    # With gamma 0.2 a state counts if gamma ** steps-to-the-cut <= 0.05: 0.2 ** 2 = 0.04.
+    found = value_check(1, 0.2, [5.0, 3.0, -9.0])
+    assert found.states == 4  # the first two states of both episodes
+    assert found.realised == pytest.approx(((1 + 0.2 * 2 + 0.04 * 4) + (2 + 0.2 * 4)) / 2)
+    assert found.estimate == 4.0
+    assert value_check(1, 0.99, [5.0, 3.0, -9.0]) is None  # all are too near
+
+
+def test_values_are_measured_only_where_the_run_asks() -> None:
+    asks = dataclasses.replace(RUN, evaluation=EvaluationSpec((0, 20), 2, values=True))
+    recorder = Recorder(asks)
+    recorder.environment().reset()
+    with pytest.raises(RuntimeError, match="'a-system' does not tell start.. its values"):
+        recorder.start(follow_the_pole)
+    # A policy that falls over: of one that the time limit cuts no state is kept.
+    recorder.start(
+        lambda observations: np.ones(len(observations), np.int64),
+        lambda observations: np.ones(len(observations)),
+    )
+    (first,) = recorder.evaluations
+    assert first.values is not None
+    assert first.values.estimate == 1.0
+    silent = Recorder(RUN)
+    silent.environment().reset()
+    silent.start(follow_the_pole, lambda observations: np.ones(len(observations)))
+    assert silent.evaluations[0].values is None
+
+
+def test_noise_on_the_rewards_is_in_training_alone() -> None:
+    noisy = dataclasses.replace(
+        RUN, environment=dataclasses.replace(RUN.environment, reward_noise=2.0)
+    )
+
+    def rewards(run: RunSpec, steps: int = 400) -> tuple[list[float], Recorder]:
+        recorder = Recorder(dataclasses.replace(run, total_timesteps=steps))
+        environment = recorder.environment()
+        environment.reset()
+        seen = []
+        for step in range(steps):
+            _, reward, terminated, truncated, _ = environment.step(step % 2)
+            seen.append(float(reward))
+            if terminated or truncated:
+                environment.reset()
+        return seen, recorder
+
+    seen, recorder = rewards(noisy)
+    assert np.mean(seen) == pytest.approx(1.0, abs=0.4)
+    assert np.std(seen) == pytest.approx(2.0, abs=0.3)
+    assert seen == rewards(noisy)[0]
+    assert len(set(seen)) == len(seen)
+    assert set(rewards(RUN)[0]) == {1.0}
+    # What is recorded is the task's own return, and the episodes are those without noise.
+    assert recorder.episodes == rewards(RUN)[1].episodes
 
 
 def train(recorder: Recorder, *, steps: int = 20, reset_seed: int | None = 5) -> list[Any]:

@@ -9,7 +9,7 @@ import pytest
 from benchmark.conftest import suite_text
 
 from dqn_adapters.benchmark import Evaluation, RunSpec, Suite, figures, load_suite
-from dqn_adapters.benchmark.recorder import Episode
+from dqn_adapters.benchmark.recorder import Episode, ValueCheck
 from dqn_adapters.benchmark.report import ReportError, collect, write_report
 from dqn_adapters.benchmark.store import Failure, RunResult, Store, Timing
 from dqn_adapters.benchmark.systems import SYSTEMS
@@ -253,6 +253,51 @@ def test_environments_are_not_taken_together_with_few_seeds_or_without_a_scale(
     one = make_suite(["native-double"], seeds=5, environment_extra=one_range)
     fill(one, store)
     assert collect(one, store, asked_as="small").across is None
+
+
+def test_overestimation_is_told_if_the_suite_asks_for_it(
+    write_suite: Callable[..., Path], store: Store, tmp_path: Path
+) -> None:
+    path = write_suite(
+        ["native-target", "native-double"], environment_extra="reward_noise = 0.5", seeds=2
+    )
+    path.write_text(path.read_text().replace("points = 2", "points = 2\nvalues = true"))
+    suite = load_suite(str(path))
+    for run in suite.runs():
+        bias = 3.0 + run.seed_index if run.config.variant == "target" else -1.0
+        largest = 1e6 if run.config.variant == "target" and run.seed_index else 20.0
+        plain = result(run, rising)
+        # Untrained, far off: not counted. Then 10 + bias against 10, and of double nothing at last.
+        checks = [
+            ValueCheck(4, 99.0, 10.0, 1.0, 1e9, 100.0),
+            ValueCheck(4, 10.0 + bias, 10.0, 0.75, largest, 100.0),
+            None
+            if run.config.variant == "double"
+            else ValueCheck(4, 30.0, 30.0, 0.25, 30.0, 100.0),
+        ]
+        evaluations = tuple(
+            dataclasses.replace(each, values=check)
+            for each, check in zip(plain.evaluations, checks, strict=True)
+        )
+        store.save(dataclasses.replace(plain, evaluations=evaluations))
+    report = collect(suite, store, asked_as="small")
+    target, double = report.environments[0].overestimation
+    assert target.bias.samples == (1.5, 2.0)  # of 3 and 0, and of 4 and 0
+    assert target.normalised.samples == (1.5 / 20, 2.0 / 20)
+    assert target.positive.mean == 0.5
+    assert (target.diverged, target.left_out) == (1, 0)
+    assert double.bias.samples == (-1.0, -1.0)
+    assert (double.diverged, double.left_out) == (0, 2)
+    page = write_report(suite, store, tmp_path / "out", asked_as="small")
+    for text in (Page(page).text, page.with_suffix(".md").read_text()):
+        assert "training has normal noise of standard deviation 0.5" in text
+        assert "at most 5 %" in text
+    markdown = page.with_suffix(".md").read_text()
+    assert "| native-target | 1.75 (1.50 to 2.00) | 0.09 (0.07 to 0.10) | 0.50" in markdown
+    assert "cartpole-v1-bias-1.svg" in markdown
+    # What is stored is what was measured.
+    assert store.load(suite.runs()[0].name).evaluations[1].values is not None
+    assert store.load(suite.runs()[0].name).evaluations[2].values is None
 
 
 def test_few_seeds_get_ranges_and_many_get_intervals(make_suite: Make, store: Store) -> None:

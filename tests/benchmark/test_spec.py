@@ -31,6 +31,12 @@ CHANGES: dict[str, Callable[[RunSpec], RunSpec]] = {
     ),
     "steps": lambda run: dataclasses.replace(run, total_timesteps=128),
     "evaluation": lambda run: dataclasses.replace(run, evaluation=EvaluationSpec((0, 64), 2)),
+    "values": lambda run: dataclasses.replace(
+        run, evaluation=EvaluationSpec((0, 32, 64), 2, values=True)
+    ),
+    "noise": lambda run: dataclasses.replace(
+        run, environment=EnvironmentSpec("CartPole-v1", reward_noise=1.0)
+    ),
     "root seed": lambda run: dataclasses.replace(run, root_seed=1),
 }
 FREE: dict[str, Callable[[RunSpec], RunSpec]] = {
@@ -49,6 +55,12 @@ def test_a_spec_survives_json() -> None:
     assert again == RUN
     assert again.identity == RUN.identity
     assert again.name == RUN.name
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_spec_survives_json(change: str) -> None:
+    run = CHANGES[change](RUN)
+    assert RunSpec.from_dict(json.loads(json.dumps(run.to_dict()))) == run
 
 
 def test_another_format_is_refused() -> None:

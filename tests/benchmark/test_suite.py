@@ -160,6 +160,8 @@ def test_seeds_can_be_added_and_taken_away(make_suite: Make) -> None:
         ("[evaluation]", "[evalation]", r"evaluation is missing \(is it 'evalation'\?\)"),
         ("[config]", "[config", "not valid TOML.*line 14"),
         ("episodes = 2", "episode = 2", r"\[evaluation\] episodes is missing.*'episode'"),
+        ("points = 2", "points = 2\nvalues = 1", r"values = 1 is not accepted; it must be true or"),
+        ('-v1"', '-v1"\nreward_noise = 0', "reward_noise = 0 is not accepted.*deviation > 0"),
         ("points = 2", "points = 0", r"\[evaluation\] points = 0.*integer >= 1"),
         ("points = 2", "points = 17", r"points = 17 is not accepted; there are only 16"),
         ("points = 2", "points = true", "points = True is not accepted"),
@@ -218,6 +220,15 @@ def test_what_a_library_cannot_do_is_refused_and_not_passed_over(
     with pytest.raises(SuiteError, match=message):
         make_suite([system], config=config)
     make_suite(["native-double"], config=config)
+
+
+def test_a_system_that_cannot_tell_values_is_refused_where_they_are_asked_for(
+    write_suite: Write,
+) -> None:
+    path = write_suite(["sb3-double", "tianshou-double"])
+    path.write_text(path.read_text().replace("points = 2", "points = 2\nvalues = true"))
+    with pytest.raises(SuiteError, match="'tianshou-double' cannot tell the values"):
+        load_suite(str(path))
 
 
 def test_a_target_period_must_be_whole_in_tianshous_updates(write_suite: Write) -> None:
@@ -335,3 +346,17 @@ def test_systems_can_be_replaced(make_suite: Make) -> None:
     mse = make_suite(["native-double"], config='loss = "mse"')
     with pytest.raises(SuiteError, match="--systems: system 'sb3-reference' cannot be levelled"):
         mse.replace_systems(["sb3-reference"])
+
+
+def test_bias_measures_values_with_and_without_noise() -> None:
+    suite = load_suite("bias")
+    assert suite.evaluation.values
+    noise = {each.spec.title: each.spec.reward_noise for each in suite.environments}
+    assert noise == {
+        "CartPole-v1": 0.0,
+        "CartPole, noise": 1.0,
+        "Acrobot-v1": 0.0,
+        "Acrobot, noise": 1.0,
+    }
+    assert {system.variant for system in suite.systems} == {"vanilla", "target", "double"}
+    suite.check_runnable()

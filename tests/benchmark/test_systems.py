@@ -20,7 +20,7 @@ from dqn_adapters.benchmark.levelling import (
     shipped_table,
     tianshou_settings,
 )
-from dqn_adapters.benchmark.recorder import Greedy
+from dqn_adapters.benchmark.recorder import Greedy, Values
 from dqn_adapters.benchmark.store import RunResult
 from dqn_adapters.benchmark.systems import SYSTEMS
 from dqn_adapters.config import VARIANTS
@@ -49,9 +49,9 @@ def train(run: RunSpec) -> Trained:
     actions: list[list[int]] = []
     start, finish = Recorder.start, Recorder.finish
 
-    def spying_start(self: Recorder, greedy: Greedy) -> None:
+    def spying_start(self: Recorder, greedy: Greedy, values: Values | None = None) -> None:
         actions.append(greedy(PROBE).tolist())
-        start(self, greedy)
+        start(self, greedy, values)
 
     def spying_finish(self: Recorder) -> float:
         assert self._greedy is not None
@@ -89,6 +89,27 @@ def test_every_system_trains_as_it_is_told(name: str, trained: dict[str, Trained
     assert np.cumsum(lengths).tolist() == [episode.timestep for episode in result.episodes]
     assert 100 < sum(lengths) <= 160
     assert trained[name].before != trained[name].after
+
+
+@pytest.mark.parametrize("name", [system.name for system in SYSTEMS if system.values])
+def test_the_values_are_those_of_the_online_network(
+    name: str, write_suite: Callable[..., Path]
+) -> None:
+    path = write_suite([name], seeds=1)
+    path.write_text(path.read_text().replace("points = 2", "points = 2\nvalues = true"))
+    (run,) = load_suite(str(path)).runs()
+    result = systems.train(run)
+    checks = [each.values for each in result.evaluations]
+    assert all(check is not None and check.states > 0 for check in checks)
+    first, last = checks[0], checks[-1]
+    assert first is not None
+    assert last is not None
+    # Untrained networks are small, the same in all of them, and far below the returns of CartPole.
+    assert abs(first.estimate) < 1.0 < first.realised
+    assert first.positive == 0.0
+    assert last.estimate != first.estimate
+    again = systems.train(run)
+    assert again.evaluations == result.evaluations
 
 
 def test_the_untrained_networks_are_the_same_in_all_systems(trained: dict[str, Trained]) -> None:
