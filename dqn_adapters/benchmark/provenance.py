@@ -16,6 +16,7 @@ DISTRIBUTIONS = (
     "gymnasium",
     "stable-baselines3",
     "tianshou",
+    "pettingzoo",
     "numba",
 )
 
