@@ -39,18 +39,31 @@ class Checkpoints:
         Raises:
             DamagedCheckpointError: it cannot be read.
         """
-        path = self.directory / _PROGRESS
+        progress = self.progress()
+        if progress is None:
+            return None
+        agent = self.directory / progress["agent"]
+        if not agent.is_file():
+            raise self.damaged(ValueError(f"{agent.name} is missing"))
+        self._keep(agent)
+        return agent, progress
+
+    def progress(self) -> dict[str, Any] | None:
+        """What the recorder knew; None if there is no checkpoint. It only reads.
+
+        Raises:
+            DamagedCheckpointError: it cannot be read.
+        """
         try:
-            progress = json.loads(path.read_text(encoding="utf-8"))
-            agent = self.directory / progress["agent"]
-            if not agent.is_file():
-                raise ValueError(f"{agent.name} is missing")
+            text = (self.directory / _PROGRESS).read_text(encoding="utf-8")
+            progress: dict[str, Any] = json.loads(text)
+            if not isinstance(progress["agent"], str):
+                raise TypeError("it names no agent")
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self.damaged(error) from error
-        self._keep(agent)
-        return agent, progress
+        return progress
 
     def save(
         self, timestep: int, progress: Mapping[str, Any], write: Callable[[Path], object]

@@ -194,6 +194,91 @@ def report(
 
 
 @app.command()
+def compare(
+    suite: SuiteArgument,
+    first: Annotated[str, typer.Argument(metavar="A", help="A system.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Compare two systems of a suite seed by seed.
+
+    The number is the area under the curve of A minus that of B; positive is in favour of A.
+    """
+    from dqn_adapters.benchmark import report as report_
+
+    loaded = _load(suite)
+    try:
+        found = report_.compare(
+            loaded, Store(results, loaded.name), (first, second), asked_as=suite
+        )
+    except (report_.ReportError, StoreError) as error:
+        _fail(str(error))
+    table = Table(
+        "environment",
+        Column("seeds", justify="right"),
+        Column(f"{escape(first)} - {escape(second)}", justify="right"),
+        Column("P(A > B)", justify="right"),
+        "equivalent",
+        box=None,
+    )
+    for each in found:
+        difference = each.difference
+        table.add_row(
+            escape(each.environment.id),
+            str(difference.area.n),
+            escape(report_.show_estimate(difference.area)),
+            "" if each.improvement is None else escape(report_.show_aggregate(each.improvement)),
+            "" if each.environment.margin is None else report_.show_equivalence(difference),
+        )
+    out.print(table)
+    out.print(
+        "Square brackets are 95 % intervals, round ones the range of too few seeds for an interval."
+    )
+
+
+@app.command()
+def export(
+    suite: SuiteArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="DIR", help="Default: export/ beside the suite's runs."),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Event files for TensorBoard in place of CSV.")
+    ] = False,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Write curves as CSV, or for TensorBoard; of unfinished runs up to their last checkpoint."""
+    from dqn_adapters.benchmark import export as export_
+    from dqn_adapters.benchmark.checkpoints import DamagedCheckpointError
+
+    loaded = _load(suite)
+    store = Store(results, loaded.name)
+    folder = output or store.path / "export"
+    try:
+        found = export_.curves(loaded, store)
+        if tensorboard:
+            export_.write_tensorboard(found, folder)
+        else:
+            export_.write_csv(found, folder)
+    except (
+        export_.ExportError,
+        StoreError,
+        DamagedCheckpointError,
+        FileExistsError,
+        ImportError,
+    ) as error:
+        _fail(str(error))
+    begun = sum(not curve.finished for curve in found)
+    out.print(
+        f"{len(found)} {_plural(len(found), 'run')}"
+        + (f", {begun} of them not finished" if begun else "")
+        + f": {escape(str(folder))}",
+        soft_wrap=True,
+    )
+
+
+@app.command()
 def memory(
     transitions: Annotated[
         int, typer.Option("--transitions", metavar="N", min=1000, help="How many are stored.")

@@ -647,6 +647,50 @@ def _difference(system: SystemResult, reference: SystemResult, margin: float | N
     )
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Two systems on one environment."""
+
+    environment: EnvironmentReport
+    difference: Difference
+    improvement: Aggregate | None
+    """P(a run of the first scores more than one of the second); None: too few seeds."""
+
+
+def compare(
+    suite: Suite, store: Store, names: tuple[str, str], *, asked_as: str
+) -> list[Comparison]:
+    """Two systems seed by seed, on every environment where both have seeds in common.
+
+    Raises:
+        ReportError: no run of the suite is finished, or the two have no seed in common.
+    """
+    found = []
+    report = collect(suite, store, asked_as=asked_as)
+    for environment in report.environments:
+        by_name = {system.name: system for system in environment.systems}
+        one, other = (by_name.get(name) for name in names)
+        if one is None or other is None or not set(one.seeds) & set(other.seeds):
+            continue
+        enough = min(len(one.runs), len(other.runs)) >= MIN_SAMPLES
+        found.append(
+            Comparison(
+                environment,
+                _difference(one, other, environment.margin),
+                probability_of_improvement([one.area.samples], [other.area.samples])
+                if enough
+                else None,
+            )
+        )
+    if not found:
+        known = sorted({each.name for part in report.environments for each in part.systems})
+        raise ReportError(
+            f"{names[0]!r} and {names[1]!r} have no finished run of the same environment and seed; "
+            f"finished runs are there of {', '.join(known)}"
+        )
+    return found
+
+
 def _across(environments: Sequence[EnvironmentReport]) -> AcrossReport | None:
     """The environments together, and the systems that have enough seeds on all of them."""
     ranged = tuple(each for each in environments if each.score_range is not None)
@@ -753,11 +797,11 @@ def _summary(
         start = {round(run.scores[0], 9) for system in each.systems for run in system.runs}
         text = f"On {each.id} the mean greedy return over the training is "
         if lowest is highest:
-            text += f"{_estimate(highest.area)} for {highest.name}"
+            text += f"{show_estimate(highest.area)} for {highest.name}"
         else:
             text += (
-                f"highest for {highest.name}, {_estimate(highest.area)}, and lowest for "
-                f"{lowest.name}, {_estimate(lowest.area)}"
+                f"highest for {highest.name}, {show_estimate(highest.area)}, and lowest for "
+                f"{lowest.name}, {show_estimate(lowest.area)}"
             )
         yield f"{text}. Untrained networks score {_span(start)}."
         if text := _variant_means(each.systems):
@@ -944,7 +988,7 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(parts)
 
 
-def _estimate(value: Estimate) -> str:
+def show_estimate(value: Estimate) -> str:
     """`12.3 [10.1, 14.5]` is a mean with its interval, `12.3 (10.1 to 14.5)` one with the range."""
     return f"{_number(value.mean)} {_bounds(value)}".rstrip()
 
@@ -957,19 +1001,24 @@ def _bounds(value: Estimate) -> str:
     return f"[{_number(value.low)}, {_number(value.high)}]"
 
 
-def _aggregate(value: Aggregate) -> str:
+def show_aggregate(value: Aggregate) -> str:
     """A number of the order of 1 with its interval."""
     text = f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
     return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _ratio(value: Estimate) -> str:
-    """As `_estimate`, with two decimals."""
+    """As `show_estimate`, with two decimals."""
     text = f"{value.mean:.2f}"
     if value.n > 1:
         ends = f"{value.low:.2f}, {value.high:.2f}"
         text += f" ({ends.replace(', ', ' to ')})" if value.kind == "range" else f" [{ends}]"
     return text.replace("-", "\N{MINUS SIGN}")
+
+
+def show_equivalence(difference: Difference) -> str:
+    """Whether two systems are shown to score the same."""
+    return _equivalent(difference.equivalence)
 
 
 def _equivalent(found: Equivalence | None) -> str:
@@ -1025,11 +1074,11 @@ def _render(template: str, report: Report, *, autoescape: bool) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        estimate=_estimate,
+        estimate=show_estimate,
         bounds=_bounds,
         number=_number,
         count=_count,
-        aggregate=_aggregate,
+        aggregate=show_aggregate,
         equivalent=_equivalent,
         solved_by=_solved_by,
         ratio=_ratio,

@@ -236,6 +236,24 @@ class Store:
         """
         return None if every is None else Checkpoints(self._checkpoints(run), every)
 
+    def unfinished(self, run: RunSpec) -> tuple[tuple[Evaluation, ...], tuple[Episode, ...]] | None:
+        """Evaluations and training episodes of a run up to its checkpoint; None if it has none.
+
+        Raises:
+            DamagedCheckpointError: the checkpoint cannot be read.
+        """
+        checkpoints = Checkpoints(self._checkpoints(run), 1)
+        progress = checkpoints.progress()
+        if progress is None:
+            return None
+        try:
+            return (
+                tuple(map(Evaluation.from_dict, progress["evaluations"])),
+                tuple(Episode(**row) for row in progress["episodes"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise checkpoints.damaged(error) from error
+
     def sweep(self) -> None:
         """Remove what killed workers left half written; those of living processes stay."""
         for partial in self.path.glob(f"{_PARTIAL}*"):

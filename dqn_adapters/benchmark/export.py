@@ -1,0 +1,145 @@
+"""Curves for other programs: as CSV files, and for TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dqn_adapters._extras import require
+from dqn_adapters.benchmark.recorder import Episode, Evaluation
+from dqn_adapters.benchmark.spec import RunSpec
+from dqn_adapters.benchmark.store import Store
+from dqn_adapters.benchmark.suite import Suite
+
+EVALUATIONS = "evaluations.csv"
+EPISODES = "episodes.csv"
+
+
+class ExportError(Exception):
+    """There is nothing to export."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What is known of a run."""
+
+    run: RunSpec
+    evaluations: tuple[Evaluation, ...]
+    episodes: tuple[Episode, ...]
+    """Of training."""
+
+    finished: bool
+    """False: it is known up to its last checkpoint."""
+
+
+def curves(suite: Suite, store: Store) -> list[Curve]:
+    """The runs of a suite that are finished or have a checkpoint, in the order of the suite.
+
+    Raises:
+        ExportError: there are none.
+        StoreError, DamagedCheckpointError: one cannot be read.
+    """
+    found = list(_curves(suite, store))
+    if not found:
+        raise ExportError(f"no run of suite {suite.name!r} is finished or begun in {store.path}")
+    return found
+
+
+def _curves(suite: Suite, store: Store) -> Iterator[Curve]:
+    for run in suite.runs():
+        if store.has(run):
+            result = store.load(run.name)
+            yield Curve(run, result.evaluations, result.episodes, True)
+        elif (known := store.unfinished(run)) is not None:
+            yield Curve(run, *known, False)
+
+
+def write_csv(found: list[Curve], folder: Path) -> list[Path]:
+    """Write `evaluations.csv`, a row per evaluation episode, and `episodes.csv`, a row per training
+    episode; each is written beside its place and renamed.
+
+    Returns:
+        The files.
+    """
+    evaluations = (
+        {"timestep": each.timestep, "episode": number, "return": value, "length": length}
+        for curve in found
+        for each in curve.evaluations
+        for number, (value, length) in enumerate(zip(each.returns, each.lengths, strict=True))
+    )
+    counts = [sum(len(each.returns) for each in curve.evaluations) for curve in found]
+    episodes = (
+        {
+            "timestep": each.timestep,
+            "episode": number,
+            "return": each.episode_return,
+            "length": each.length,
+        }
+        for curve in found
+        for number, each in enumerate(curve.episodes)
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    return [
+        _write(folder / EVALUATIONS, found, counts, evaluations),
+        _write(folder / EPISODES, found, [len(curve.episodes) for curve in found], episodes),
+    ]
+
+
+def _write(
+    path: Path, found: list[Curve], counts: list[int], rows: Iterator[dict[str, Any]]
+) -> Path:
+    partial = path.with_name(f".partial-{path.name}")
+    head = ["environment", "system", "variant", "seed", "finished"]
+    with partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(
+            file, [*head, "timestep", "episode", "return", "length"], lineterminator="\n"
+        )
+        writer.writeheader()
+        for curve, count in zip(found, counts, strict=True):
+            run = curve.run
+            values = (
+                run.environment.title,
+                run.title,
+                run.config.variant,
+                run.seed_index,
+                int(curve.finished),
+            )
+            for _ in range(count):
+                writer.writerow({**dict(zip(head, values, strict=True)), **next(rows)})
+    partial.replace(path)
+    return path
+
+
+def write_tensorboard(found: list[Curve], folder: Path) -> None:
+    """Write event files, a folder per run: `evaluation/return`, `training/return` and, where it was
+    measured, `evaluation/overestimation`, over environment steps.
+
+    Raises:
+        ImportError: TensorBoard is not installed.
+        FileExistsError: a folder of a run is there already; TensorBoard would show both in one.
+    """
+    require("tensorboard", extra="dev")
+    from torch.utils.tensorboard import SummaryWriter
+
+    places = [folder / _name(curve.run) for curve in found]
+    for place in places:
+        if place.exists():
+            raise FileExistsError(f"{place} is there already; choose another folder or delete it")
+    for curve, place in zip(found, places, strict=True):
+        with SummaryWriter(str(place)) as writer:
+            scalar: Any = writer.add_scalar
+            for point in curve.evaluations:
+                scalar("evaluation/return", sum(point.returns) / len(point.returns), point.timestep)
+                if point.values is not None:
+                    scalar("evaluation/overestimation", point.values.bias, point.timestep)
+            for episode in curve.episodes:
+                scalar("training/return", episode.episode_return, episode.timestep)
+
+
+def _name(run: RunSpec) -> str:
+    parts = (run.environment.title, run.title, f"seed-{run.seed_index}")
+    return "/".join(re.sub(r"[^A-Za-z0-9_.-]+", "-", part) for part in parts)

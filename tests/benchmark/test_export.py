@@ -1,0 +1,134 @@
+"""`dqn-bench export` and `dqn-bench compare`."""
+
+import csv
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmark.test_cli import invoke
+from benchmark.test_report import result, rising
+
+from dqn_adapters.benchmark import Suite, load_suite
+from dqn_adapters.benchmark.recorder import ValueCheck
+from dqn_adapters.benchmark.store import Store
+
+Write = Callable[..., Path]
+
+
+def store_runs(path: Path, results: Path, skip: int = 0) -> tuple[Suite, Store]:
+    """All runs but the first `skip`: double scores 30 more than target, and the seeds 10."""
+    suite = load_suite(str(path))
+    store = Store(results, suite.name)
+    for run in suite.runs()[skip:]:
+        extra = 30.0 + 0.5 * run.seed_index if run.config.variant == "double" else 0.0
+        store.save(result(run, lambda run, step, e=extra: rising(run, step) + e))
+    return suite, store
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_curves_as_csv(write_suite: Write, tmp_path: Path) -> None:
+    path = write_suite(["native-target", "native-double"], seeds=2)
+    suite, store = store_runs(path, tmp_path, skip=1)
+    unfinished = suite.runs()[0]
+    checkpoints = store.checkpoints(unfinished, 10)
+    assert checkpoints is not None
+    known = result(unfinished, rising)
+    progress: dict[str, Any] = {
+        "evaluations": [dataclasses.asdict(known.evaluations[0])],
+        "episodes": [dataclasses.asdict(known.episodes[0])],
+    }
+    checkpoints.save(20, progress, lambda file: file.write_text("agent"))
+
+    code, output = invoke("export", path, "--results", tmp_path)
+    assert code == 0
+    assert "4 runs, 1 of them not finished" in output
+    folder = store.path / "export"
+    evaluations = rows(folder / "evaluations.csv")
+    assert len(evaluations) == 3 * 3 * 2 + 2  # 3 runs of 3 evaluations of 2 episodes, and 1 of 2
+    assert evaluations[0] == {
+        "environment": "CartPole-v1",
+        "system": "native-double",
+        "variant": "double",
+        "seed": "0",
+        "finished": "0",
+        "timestep": "0",
+        "episode": "0",
+        "return": "9.0",
+        "length": "5",
+    }
+    assert evaluations[1]["return"] == "11.0"
+    last = evaluations[-1]
+    assert (last["system"], last["seed"], last["finished"]) == ("native-target", "1", "1")
+    assert (last["timestep"], last["return"], last["length"]) == ("64", "85.0", "7")
+    episodes = rows(folder / "episodes.csv")
+    assert [(row["timestep"], row["return"]) for row in episodes] == [("9", "9.0")] * 4
+    assert not list(folder.glob(".*"))
+
+
+def test_curves_for_tensorboard(write_suite: Write, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    path = write_suite(["native-double"], seeds=1)
+    suite = load_suite(str(path))
+    store = Store(tmp_path, suite.name)
+    found = result(suite.runs()[0], rising)
+    checked = dataclasses.replace(
+        found.evaluations[1], values=ValueCheck(3, 5.0, 3.5, 1.0, 5.0, 9.0)
+    )
+    evaluations = (found.evaluations[0], checked, found.evaluations[2])
+    store.save(dataclasses.replace(found, evaluations=evaluations))
+    code, _ = invoke("export", path, "--results", tmp_path, "--tensorboard")
+    assert code == 0
+    place = store.path / "export" / "CartPole-v1" / "native-double" / "seed-0"
+    events = accumulator.EventAccumulator(str(place))
+    events.Reload()
+    found = {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+    assert found == {
+        "evaluation/return": [(0, 10.0), (32, 42.0), (64, 74.0)],
+        "evaluation/overestimation": [(32, 1.5)],
+        "training/return": [(9, 9.0)],
+    }
+    code, output = invoke("export", path, "--results", tmp_path, "--tensorboard")
+    assert code == 2  # two curves in one would be drawn as one
+    assert "is there already" in output
+
+
+def test_nothing_to_export_or_to_compare(write_suite: Write, tmp_path: Path) -> None:
+    path = write_suite(["native-double", "native-target"])
+    code, output = invoke("export", path, "--results", tmp_path)
+    assert code == 2
+    assert "no run of suite 'small' is finished or begun" in output
+    code, output = invoke("compare", path, "native-double", "native-target", "--results", tmp_path)
+    assert code == 2
+    assert "no run of suite 'small' is finished" in output
+    store_runs(path, tmp_path)
+    code, output = invoke("compare", path, "native-double", "native-taget", "--results", tmp_path)
+    assert code == 2
+    assert "finished runs are there of native-double, native-target" in output
+
+
+def test_two_systems_are_compared_seed_by_seed(write_suite: Write, tmp_path: Path) -> None:
+    path = write_suite(["native-target", "native-double"], seeds=2)
+    store_runs(path, tmp_path)
+    compare = ("compare", path, "native-double", "native-target", "--results", tmp_path)
+    code, output = invoke(*compare)
+    assert code == 0
+    assert "CartPole-v1 2 30.2 (30.0 to 30.5)" in output
+
+    path = write_suite(["native-target", "native-double"], seeds=6, environment_extra="margin = 40")
+    store_runs(path, tmp_path)
+    code, output = invoke(*compare)
+    assert code == 0
+    assert "CartPole-v1 6 31.2 [30." in output
+    # Of 36 pairs of seeds A loses three (seed 0 against 4 and 5, 1 against 5), for a seed is worth
+    # 10, and ties one (0 against 3): 32.5 / 36.
+    assert "0.90 [" in output
+    assert "yes, p < 0.001" in output
