@@ -1,5 +1,7 @@
 import dataclasses
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -121,6 +123,38 @@ def test_the_page_has_every_system_and_opens_offline(full: Path) -> None:
     # Three panels by family, three by variant, two of scores, one of throughput.
     assert page.tags.count("svg") == 9
     assert page.source.count('role="img"') == 9
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [500, 1200])
+def test_a_browser_shows_it_without_scrolling_sideways(
+    full: Path, tmp_path: Path, width: int
+) -> None:
+    """On a phone and on a desk; the page itself has no script, so a copy is asked."""
+    script = """<script>addEventListener("load", () => {
+      const root = document.documentElement;
+      const drawn = [...document.querySelectorAll("svg")].filter(
+        (each) => each.getBoundingClientRect().height > 50);
+      document.title = `${root.scrollWidth} ${root.clientWidth} ${drawn.length}`;
+    })</script></head>"""
+    copy = tmp_path / "copy.html"
+    copy.write_text(full.read_text(encoding="utf-8").replace("</head>", script, 1))
+    assert CHROMIUM is not None
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    shown = subprocess.run(
+        [CHROMIUM, *flags, f"--window-size={width},3000", "--dump-dom", copy.as_uri()],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout
+    (title,) = re.findall(r"<title>(.*?)</title>", shown)
+    needed, given, pictures = map(int, title.split())
+    assert needed <= given
+    assert pictures == Page(full).tags.count("svg")
 
 
 def test_the_markdown_says_the_same_and_has_its_pictures(full: Path) -> None:
