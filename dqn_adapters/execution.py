@@ -1,8 +1,8 @@
 """How the learner computes: in torch, or on a plain ReLU MLP by the compiled `kernel`.
 
 The rule is here and nowhere else: `plain_layers` says for which networks the kernel computes the
-gradient, `AdamKernel.step` for which optimisers it makes the step, of any network on the CPU. What
-it does not take runs in torch, which defines the result.
+gradient; `make_kernels` and `AdamKernel.step` for which networks and optimisers it makes the step.
+What it does not take runs in torch, which defines the result.
 """
 
 from __future__ import annotations
@@ -104,7 +104,10 @@ def make_kernels(
             raise ValueError(f"execution='kernel' cannot be used: {reason}")
         log.info("DQN computes in torch, not in the compiled kernel: %s", reason)
     # Adam's step is worth it for any network on the CPU: torch's makes a dozen passes over memory.
-    plain = installed and all(map(_is_plain_tensor, parameters))
+    # But behind a bias that batch normalisation cancels the gradient is rounding alone, of which
+    # Adam makes whole steps: such a network follows torch to the last digit, or not at all.
+    statistics = next(q_net.buffers(), None) is not None
+    plain = installed and not statistics and all(map(_is_plain_tensor, parameters))
     adam = AdamKernel(parameters, optimizer) if plain else None
     if reason is not None:
         return None, adam

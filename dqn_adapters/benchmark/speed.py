@@ -166,7 +166,7 @@ class Result:
     """Load average of the machine in the minute before: above 0 others used it too."""
 
     parts: dict[str, float] = field(default_factory=dict)
-    """Microseconds per unit of ours."""
+    """Microseconds of processor time per unit of ours, on one thread."""
 
     peer_parts: dict[str, float] = field(default_factory=dict)
     products: float | None = None
@@ -545,7 +545,7 @@ def compare(row: Row, seconds: float = SECONDS) -> Result:
         lots = tuple(_lot(rate(which, 2 * LOT, 1) * each) for which in (0, 1))
         lots = tuple(_lot(rate(which, lots[which], 1) * each) for which in (0, 1))
         choices = [
-            {n: max(rate(which, lots[which], n) for _ in range(2)) for n in _thread_counts()}
+            {n: max(rate(which, 2 * LOT, n) for _ in range(3)) for n in _thread_counts()}
             for which in (0, 1)
         ]
         threads = tuple(max(rates, key=lambda n: rates[n]) for rates in choices)
@@ -577,11 +577,10 @@ def compare(row: Row, seconds: float = SECONDS) -> Result:
         load=load,
         note=row.note,
     )
-    for which, parts in enumerate((result.parts, result.peer_parts)):
-        torch.set_num_threads(threads[which])
-        parts.update(breakdown(sides[which], lots[which]))
+    torch.set_num_threads(1)
+    for side, lot, parts in zip(sides, lots, (result.parts, result.peer_parts), strict=True):
+        parts.update(breakdown(side, lot))
     if sides[0].products is not None:
-        torch.set_num_threads(threads[0])
         updates = (after[0].updates - before[0].updates) / (after[0].steps - before[0].steps)
         result.products = result.parts["update"] / updates / sides[0].products()
     return result
@@ -619,8 +618,8 @@ def _check_work(before: Sequence[Work], after: Sequence[Work]) -> None:
 
 
 def breakdown(side: Side, steps: int) -> dict[str, float]:
-    """Microseconds per step in the parts of a side, each without the parts within it; what is left
-    is `"host"`, the loop around."""
+    """Microseconds of processor time per step in the parts of a side, each without the parts
+    within it; what is left is `"host"`, the loop around. (Other processes do not count in it.)"""
     spent: Counter[str] = Counter()
     inside = 0
 
@@ -628,11 +627,11 @@ def breakdown(side: Side, steps: int) -> dict[str, float]:
         def call(*args: Any, **kwargs: Any) -> Any:
             nonlocal inside
             outer, inside = inside, 0
-            start = time.perf_counter_ns()
+            start = time.thread_time_ns()
             try:
                 return method(*args, **kwargs)
             finally:
-                total = time.perf_counter_ns() - start
+                total = time.thread_time_ns() - start
                 spent[name] += total - inside
                 inside = outer + total
 
@@ -644,15 +643,16 @@ def breakdown(side: Side, steps: int) -> dict[str, float]:
         for name, owner, method in side.parts:
             call = timed(name, getattr(owner, method))
             stack.enter_context(mock.patch.object(owner, method, call))
-        start = time.perf_counter_ns()
+        start = time.thread_time_ns()
         side.run(steps)
-        spent["host"] = time.perf_counter_ns() - start - inside
+        spent["host"] = time.thread_time_ns() - start - inside
     return {name: nanoseconds / 1e3 / steps for name, nanoseconds in spent.items()}
 
 
 def products(q_net: Any, space: spaces.Space[Any], batch_size: int) -> float:
-    """Microseconds of the matrix products and convolutions of one update: forward on s and s',
-    then the gradients of weights and (but for the first layer) of inputs."""
+    """Microseconds of processor time of the matrix products and convolutions of one update, on one
+    thread: forward on s and s', then the gradients of weights and (but for the first layer) of
+    inputs."""
     import torch
     from torch.nn import functional as F
     from torch.nn.grad import conv2d_input, conv2d_weight
@@ -683,11 +683,13 @@ def products(q_net: Any, space: spaces.Space[Any], batch_size: int) -> float:
                 conv2d_input(x.shape, weight, d_out, layer.stride)  # type: ignore[no-untyped-call]
 
     def seconds(times: int) -> float:
-        start = time.perf_counter()
+        start = time.thread_time()
         for _ in range(times):
             update()
-        return time.perf_counter() - start
+        return time.thread_time() - start
 
+    torch.set_num_threads(1)
+    update()
     times = max(3, round(0.05 / seconds(3) * 3))
     return 1e6 * min(seconds(times) for _ in range(5)) / times
 
@@ -772,7 +774,7 @@ def tables(results: Sequence[Result]) -> list[Table]:
             ", ".join(filter(None, what)),
         )
     times = Table(
-        Column("microseconds a step", no_wrap=True),
+        Column("processor time, us a step", no_wrap=True),
         *map(right, PARTS),
         "update / its products",
         box=None,
