@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -221,18 +222,25 @@ def _flattener(
         counts = [
             int(n) for n in np.ravel(space.n if isinstance(space, spaces.Discrete) else space.nvec)
         ]
-
-        def one_hot(x: torch.Tensor) -> torch.Tensor:
-            columns = x.reshape(len(x), len(counts)).long() - start.to(x.device)
-            return torch.cat(
-                [F.one_hot(columns[:, i], n) for i, n in enumerate(counts)], dim=1
-            ).float()
-
-        return sum(counts), one_hot
+        return sum(counts), partial(_one_hot, counts=counts, start=start)
     size = int(np.prod(space.shape or (1,)))
-    if _is_numbers(space):
-        return size, lambda x: x.reshape(len(x), size).float()
-    return size, lambda x: x.reshape(len(x), size).float() / 255.0
+    return size, partial(_flat if _is_numbers(space) else _flat_bytes, size=size)
+
+
+# Functions of the module, so that a network can be pickled.
+
+
+def _one_hot(x: torch.Tensor, *, counts: list[int], start: torch.Tensor) -> torch.Tensor:
+    columns = x.reshape(len(x), len(counts)).long() - start.to(x.device)
+    return torch.cat([F.one_hot(columns[:, i], n) for i, n in enumerate(counts)], dim=1).float()
+
+
+def _flat(x: torch.Tensor, *, size: int) -> torch.Tensor:
+    return x.reshape(len(x), size).float()
+
+
+def _flat_bytes(x: torch.Tensor, *, size: int) -> torch.Tensor:
+    return _flat(x, size=size) / 255.0
 
 
 def _is_numbers(space: spaces.Space[Any]) -> bool:

@@ -268,14 +268,12 @@ def _parts(source: Any) -> _Parts:
         )
     elif hasattr(policy, "model") and hasattr(policy, "set_eps_training"):  # Tianshou
         model = policy.model
-        from dqn_adapters.tianshou.networks import without_mask  # whoever has one has Tianshou
-
-        space = getattr(model, "observation_space", None) or policy.observation_space
+        space = getattr(policy, "seen_space", None) or policy.observation_space
+        space = getattr(model, "observation_space", None) or space
         if space is None:
             raise ValueError(
                 "the policy does not know its observations: pass observation_space= to DQNPolicy"
             )
-        space = without_mask(space)
         lagged = getattr(source, "model_old", None)
         parts = _Parts(
             model,

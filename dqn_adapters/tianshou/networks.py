@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from tianshou.utils.net.common import Net
 
 from dqn_adapters import execution
-from dqn_adapters.environments import MASK
 from dqn_adapters.networks import QNetwork
 from dqn_adapters.replay.storage import check_shape
-from dqn_adapters.tianshou.policy import split_mask
+from dqn_adapters.tianshou.policy import split_mask, without_mask
 from dqn_adapters.transition import to_tensors
 
 
@@ -77,15 +76,3 @@ def as_mlp(model: torch.nn.Module) -> torch.nn.Sequential | None:
     if type(model) is Net and not (model.use_dueling or model.softmax or model.num_atoms > 1):
         return model.model.model
     return None
-
-
-def without_mask(space: spaces.Space[Any]) -> spaces.Space[Any]:
-    """What the network sees of an observation space; see `policy.split_mask`."""
-    if not isinstance(space, spaces.Dict):
-        return space
-    if set(space.spaces) == {"obs", "mask"}:
-        return space["obs"]
-    if MASK not in space.spaces:
-        return space
-    rest = {key: part for key, part in space.spaces.items() if key != MASK}
-    return next(iter(rest.values())) if len(rest) == 1 else spaces.Dict(rest)

@@ -40,6 +40,18 @@ def split_mask(obs: Any, info: Any = None) -> tuple[Any, NDArray[np.bool_] | Non
     return seen, None if mask is None else as_masks(mask, np.shape(mask))
 
 
+def without_mask(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """What the network sees of an observation space; see `split_mask`."""
+    if not isinstance(space, spaces.Dict):
+        return space
+    if set(space.spaces) == {"obs", "mask"}:
+        return space["obs"]
+    if MASK not in space.spaces:
+        return space
+    rest = {key: part for key, part in space.spaces.items() if key != MASK}
+    return next(iter(rest.values())) if len(rest) == 1 else spaces.Dict(rest)
+
+
 class DQNPolicy(DiscreteQLearningPolicy[torch.nn.Module]):
     """Tianshou's `DiscreteQLearningPolicy` that explores and masks by the rules of the core.
 
@@ -50,7 +62,7 @@ class DQNPolicy(DiscreteQLearningPolicy[torch.nn.Module]):
     Args:
         model: `model(obs, state=, info=)` gives Q-values `(B, A)` and the next hidden state.
         action_space: A `Discrete`.
-        observation_space: Of one environment; not used by the policy itself.
+        observation_space: Of one environment; not used by the policy itself, but by `save_policy`.
         eps_training: Probability of a random action while training data is collected, in [0, 1].
             An epsilon schedule of the algorithm replaces it.
         eps_inference: The same for every other use.
@@ -84,6 +96,8 @@ class DQNPolicy(DiscreteQLearningPolicy[torch.nn.Module]):
             eps_training=eps_training,
             eps_inference=eps_inference,
         )
+        self.seen_space = None if observation_space is None else without_mask(observation_space)
+        """Of the observation space what the network sees; None if that is not known."""
         self.set_eps_training(eps_training)
         self.set_eps_inference(eps_inference)
         if not isinstance(seed, np.random.SeedSequence):

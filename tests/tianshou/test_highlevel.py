@@ -126,6 +126,18 @@ def test_callbacks_world_logger_and_persistence(tmp_path: Path) -> None:
     assert torch.equal(again.state_dict()[name], saved[name])
 
 
+def test_the_default_persistence_writes_the_whole_algorithm(tmp_path: Path) -> None:
+    """Tianshou's default mode pickles it. (To read it back is up to the user: Tianshou calls
+    `torch.load` as if it held weights alone.)"""
+    made = builder(path=tmp_path).with_name("run")
+    made.experiment_config.policy_persistence_mode = PolicyPersistence.Mode.POLICY
+    world = made.build().run().world
+    loaded = torch.load(Path(world.persist_directory) / "policy.pt", weights_only=False)
+    assert isinstance(loaded, DQN)
+    assert loaded.config == CONFIG
+    assert weights(loaded).shape == weights(world.algorithm).shape
+
+
 def test_a_constant_epsilon_of_a_callback_has_the_last_word() -> None:
     seen = []
 

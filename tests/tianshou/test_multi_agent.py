@@ -25,6 +25,7 @@ from tianshou.utils.torch_utils import policy_within_training_step
 
 from dqn_adapters import DQNConfig
 from dqn_adapters.config import VARIANTS
+from dqn_adapters.pettingzoo.turn_env import PettingZooEnv
 from dqn_adapters.tianshou import (
     DQN,
     DQNPolicy,
@@ -36,7 +37,7 @@ from dqn_adapters.tianshou import (
     save_checkpoint,
     trainer_params,
 )
-from dqn_adapters.tianshou.multi_agent import MultiAgentOffPolicyAlgorithm, PettingZooEnv, Turns
+from dqn_adapters.tianshou.multi_agent import MultiAgentOffPolicyAlgorithm, Turns
 
 # Tianshou's statistics say that they flatten what is a vector for the agents.
 CONFIG = DQNConfig(
@@ -481,7 +482,7 @@ def test_what_is_refused() -> None:
     theirs = host_manager(host_env.PettingZooEnv(Equal([GAME])))
     with pytest.raises(TypeError, match="must be a DQN of dqn_adapters"):
         MultiAgentOffPolicyAlgorithm(algorithms=[theirs.get_algorithm("a")] * 3, env=env)
-    with pytest.raises(TypeError, match="must be a PettingZooEnv of this module"):
+    with pytest.raises(TypeError, match="must be a PettingZooEnv of dqn_adapters"):
         MultiAgentOffPolicyAlgorithm(
             algorithms=[learner] * 3,
             env=host_env.PettingZooEnv(Equal([GAME])),  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,32 @@ def test_a_recurrent_network_keeps_its_state() -> None:
     assert seen[0] is None
     assert all(set(state.keys()) == {"hidden", "cell"} for state in seen[1:])
     assert collector.buffer.policy.hidden_state.hidden.shape == (100, 1, 8)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(-1.0, 1.0, (3,)),
+        spaces.Box(0, 255, (3,), np.uint8),
+        spaces.Discrete(4, start=2),
+        spaces.Dict(a=spaces.MultiDiscrete([2, 3]), b=spaces.MultiBinary(2)),
+    ],
+    ids=str,
+)
+def test_an_algorithm_can_be_pickled_and_copied(space: Any) -> None:
+    """Tianshou's `save_best_fn` may pickle it."""
+    torch.manual_seed(0)
+    policy = DQNPolicy(model=QNet(space, 2, (8,)), action_space=spaces.Discrete(2), seed=0)
+    algorithm: DQN[DQNPolicy] = DQN(policy=policy, config=DQNConfig(variant="double"))
+    space.seed(0)
+    rows = [space.sample() for _ in range(5)]
+    obs = Batch(rows) if isinstance(space, spaces.Dict) else np.array(rows)
+    for copied in (pickle.loads(pickle.dumps(algorithm)), copy.deepcopy(algorithm)):
+        assert copied.learner.q_net is copied.policy.model
+        assert copied.model_old.module is copied.learner.target_net
+        assert torch.equal(copied.policy.model(obs)[0], policy.model(obs)[0])
+        parameter = copied.learner.optimizer.param_groups[0]["params"][0]
+        assert parameter is next(copied.policy.model.parameters())
 
 
 @pytest.mark.parametrize(
