@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,22 @@ from numpy.typing import ArrayLike, NDArray
 _FAN_OUT = 64
 
 
+@cache
+def _loops() -> Any:
+    """The module `compiled`, or None."""
+    if importlib.util.find_spec("numba") is None:
+        return None
+    from dqn_adapters.replay import compiled  # numba takes half a second to import
+
+    return compiled
+
+
 class SumTree:
     """Non-negative values, and the sums of ever larger blocks of 64 of them.
 
     A binary tree over a million values has 20 levels, and numpy pays for every level; with 64
-    children to a node there are 4, whose blocks are summed and searched whole. Sums are taken
+    children to a node there are 4, whose blocks are summed and searched whole (or, where numba is
+    installed, by the loops of `compiled`, which find the same). Sums are taken
     anew from the children, never updated by differences, so rounding does not pile up.
 
     Args:
@@ -27,7 +40,7 @@ class SumTree:
         while sizes[-1] > 1:
             sizes.append(_blocks(sizes[-1]))
         # levels[0] holds the values; one row of level k + 1 holds the sums of 64 rows of level k.
-        self._levels = [np.zeros((size, _FAN_OUT)) for size in sizes]
+        self._levels = tuple(np.zeros((size, _FAN_OUT)) for size in sizes)
 
     @property
     def total(self) -> float:
@@ -45,6 +58,11 @@ class SumTree:
 
     def set(self, indices: NDArray[np.int64], values: ArrayLike) -> None:
         """Set the values at `indices`; where an index comes twice, the last value counts."""
+        loops = _loops()
+        if loops is not None:
+            every = np.ascontiguousarray(np.broadcast_to(values, np.shape(indices)), np.float64)
+            if loops.set_values(self._levels, indices, every):
+                return
         self._levels[0].ravel()[indices] = values
         rows = indices // _FAN_OUT
         for level, above in zip(self._levels, self._levels[1:], strict=False):
@@ -56,6 +74,10 @@ class SumTree:
 
         An index whose value is 0 is never found.
         """
+        loops = _loops()
+        if loops is not None:
+            found: NDArray[np.int64] = loops.find(self._levels, masses)
+            return found
         rows = np.zeros(len(masses), np.int64)
         for level in reversed(self._levels):
             sums = level[rows].cumsum(axis=1)

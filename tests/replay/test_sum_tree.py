@@ -1,11 +1,23 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dqn_adapters.replay import sum_tree
 from dqn_adapters.replay.sum_tree import SumTree
+
+
+@pytest.fixture(autouse=True, params=["numpy", "compiled"])
+def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "compiled":
+        pytest.importorskip("numba")
+    else:
+        monkeypatch.setattr(sum_tree, "_loops", lambda: None)
+    return str(request.param)
 
 
 def naive_find(values: np.ndarray, mass: float) -> int:
@@ -28,6 +40,7 @@ def test_find_by_integers(capacity: int) -> None:
     np.testing.assert_array_equal(tree.find(masses), expected)
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # it holds no state
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9000))
 def test_updates_against_a_naive_sum(seed: int, capacity: int) -> None:
     rng = np.random.default_rng(seed)
@@ -60,3 +73,27 @@ def test_rounding_does_not_pile_up() -> None:
         tree.set(rng.integers(100, size=8), 10.0 ** rng.uniform(-8, 8, 8))
     tree.set(np.arange(100), 0.1)
     assert tree.total == pytest.approx(10, rel=1e-14)
+
+
+def test_the_compiled_loops_do_what_numpy_does(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if how == "numpy":
+        pytest.skip("is compared from the other side")
+    loops, rng = sum_tree._loops, np.random.default_rng(0)
+    plain, fast = SumTree(5000), SumTree(5000)
+    for _ in range(50):
+        indices, values, masses = rng.integers(5000, size=64), rng.random(64), rng.random(64)
+        fast.set(indices, values)
+        found = fast.find(masses * fast.total)
+        monkeypatch.setattr(sum_tree, "_loops", lambda: None)
+        plain.set(indices, values)
+        np.testing.assert_array_equal(plain.find(masses * plain.total), found)
+        assert fast.total == pytest.approx(plain.total, rel=1e-14)
+        monkeypatch.setattr(sum_tree, "_loops", loops)
+    twin = copy.deepcopy(fast)
+    assert twin.total == fast.total
+
+
+def test_an_index_out_of_range_is_refused() -> None:
+    tree = SumTree(100)
+    with pytest.raises(IndexError):
+        tree.set(np.array([3, 10_000_000]), 1.0)
