@@ -138,7 +138,7 @@ class Row:
     note: str = ""
     unit: str = "environment steps"
     steps: tuple[int, int] | None = None
-    """Of ours and of theirs in a turn of `SECONDS`; None: as many as fit."""
+    """Of ours and of theirs in a turn, however long; None: as many as fit."""
 
     turns: int = 15
 
@@ -550,7 +550,7 @@ def compare(row: Row, seconds: float = SECONDS) -> Result:
         ]
         threads = tuple(max(rates, key=lambda n: rates[n]) for rates in choices)
     else:
-        lots = tuple(_lot(steps * seconds / SECONDS) for steps in row.steps)
+        lots = tuple(map(_lot, row.steps))
         threads = (1, 1)
     before = [side.work() for side in sides]
     rates = np.array(
