@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from dqn_adapters.benchmark.files import replacing
 
 _PROGRESS = "progress.json"
 
@@ -78,12 +79,8 @@ class Checkpoints:
         self.directory.mkdir(parents=True, exist_ok=True)
         agent = self.directory / f"agent-{timestep}"
         write(agent)
-        partial = self.directory / f".{_PROGRESS}"
-        with partial.open("w", encoding="utf-8") as file:
+        with replacing(self.directory / _PROGRESS) as file:
             json.dump({**progress, "agent": agent.name}, file, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.directory / _PROGRESS)
         self._keep(agent)
 
     def damaged(self, error: Exception) -> DamagedCheckpointError:

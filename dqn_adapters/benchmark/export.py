@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dqn_adapters._extras import require
+from dqn_adapters.benchmark.files import replacing
 from dqn_adapters.benchmark.recorder import Episode, Evaluation
 from dqn_adapters.benchmark.spec import RunSpec
 from dqn_adapters.benchmark.store import Store
@@ -92,9 +93,8 @@ def write_csv(found: list[Curve], folder: Path) -> list[Path]:
 def _write(
     path: Path, found: list[Curve], counts: list[int], rows: Iterator[dict[str, Any]]
 ) -> Path:
-    partial = path.with_name(f".partial-{path.name}")
     head = ["environment", "system", "variant", "seed", "finished"]
-    with partial.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as file:
         writer = csv.DictWriter(
             file, [*head, "timestep", "episode", "return", "length"], lineterminator="\n"
         )
@@ -110,7 +110,6 @@ def _write(
             )
             for _ in range(count):
                 writer.writerow({**dict(zip(head, values, strict=True)), **next(rows)})
-    partial.replace(path)
     return path
 
 

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from dqn_adapters.benchmark import figures, systems
+from dqn_adapters.benchmark.files import replacing
 from dqn_adapters.benchmark.levelling import Row, levelling_table, own_settings, shipped_table
 from dqn_adapters.benchmark.recorder import CUT, ValueCheck
 from dqn_adapters.benchmark.spec import EnvironmentSpec, RunSpec
@@ -1090,6 +1091,5 @@ def _render(template: str, report: Report, *, autoescape: bool) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".partial-{path.name}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as file:
+        file.write(text)

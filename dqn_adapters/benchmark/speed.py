@@ -34,6 +34,7 @@ from rich.table import Column, Table
 from scipy import stats
 
 from dqn_adapters.benchmark.executor import ONE_THREAD, execute
+from dqn_adapters.benchmark.files import replacing
 from dqn_adapters.benchmark.levelling import (
     sb3_adapter_arguments,
     sb3_arguments,
@@ -745,9 +746,8 @@ def compile_seconds() -> float:
 
 def write_json(path: Path, results: Sequence[Result]) -> None:
     """Write the results as a list of rows; the file is written beside and renamed."""
-    beside = path.with_name(f".partial-{path.name}")
-    beside.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
-    beside.replace(path)
+    with replacing(path) as file:
+        file.write(json.dumps([asdict(result) for result in results], indent=2) + "\n")
 
 
 def tables(results: Sequence[Result]) -> list[Table]:

@@ -5,11 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+import numpy as np
 from pettingzoo import AECEnv, ParallelEnv
 
-from dqn_adapters.environments import MASK
+from dqn_adapters.environments import MASK, Masks, as_masks
 
 AnyEnv: TypeAlias = AECEnv[Any, Any, Any] | ParallelEnv[Any, Any, Any]
+
+
+def legal_actions(action_mask: Any, num_actions: int) -> Masks:
+    """The legal actions, `(A,)`: all of them, where there is no mask or it allows nothing.
+
+    Raises:
+        ValueError: the mask has another shape, or holds other than 0 and 1.
+    """
+    if action_mask is None or not np.any(action_mask):
+        return np.ones(num_actions, np.bool_)
+    return as_masks(action_mask, (num_actions,))
 
 
 class Turn(NamedTuple):

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dqn_adapters.config import checked_int
-from dqn_adapters.environments import as_masks, check_action_space
+from dqn_adapters.environments import check_action_space
 from dqn_adapters.exploration import epsilon_greedy
-from dqn_adapters.pettingzoo.games import AnyEnv, make_game, possible_agents
+from dqn_adapters.pettingzoo.games import AnyEnv, legal_actions, make_game, possible_agents
 
 Player = Callable[[Any, Any, Any], int]
 """Maps an agent, its observation and its action mask (or None), as the environment gives them, to
@@ -31,16 +31,13 @@ class RandomPlayer:
 
     def __call__(self, agent: Any, observation: Any, action_mask: Any = None) -> int:
         space = check_action_space(self.env.action_space(agent))
-        masks = None
-        if action_mask is not None and np.any(action_mask):
-            masks = as_masks(action_mask, (int(space.n),))[None]
         actions = epsilon_greedy(
             lambda: np.zeros(1, np.int64),  # never asked: it always explores
             1.0,
             num_envs=1,
             num_actions=int(space.n),
             generator=self.generator,
-            action_masks=masks,
+            action_masks=legal_actions(action_mask, int(space.n))[None],
         )
         return int(actions[0] + space.start)
 

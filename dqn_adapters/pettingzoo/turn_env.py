@@ -16,8 +16,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from dqn_adapters.config import rejected
-from dqn_adapters.environments import MASK, ObservationView, as_masks, check_action_space
-from dqn_adapters.pettingzoo.games import AnyEnv, Turn, make_game, possible_agents
+from dqn_adapters.environments import MASK, ObservationView, check_action_space
+from dqn_adapters.pettingzoo.games import AnyEnv, Turn, legal_actions, make_game, possible_agents
 from dqn_adapters.pettingzoo.groups import name_of
 
 
@@ -141,8 +141,7 @@ class PettingZooEnv(gym.Env[Any, Any]):
                 seen = flat
             self._last[turn.agent] = seen
         mask = np.zeros(self.action_space.n, np.bool_)
-        given = turn.action_mask
-        mask[:n] = True if given is None or not np.any(given) else as_masks(given, (n,))
+        mask[:n] = legal_actions(turn.action_mask, n)
         return {
             "agent_id": name_of(turn.agent),
             "obs": self._last[turn.agent],

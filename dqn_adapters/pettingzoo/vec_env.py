@@ -16,10 +16,9 @@ from dqn_adapters.environments import (
     METHOD,
     Masks,
     ObservationView,
-    as_masks,
     check_action_space,
 )
-from dqn_adapters.pettingzoo.games import ParallelGame, Turn, possible_agents
+from dqn_adapters.pettingzoo.games import ParallelGame, Turn, legal_actions, possible_agents
 
 require("stable_baselines3", extra="sb3")
 
@@ -91,7 +90,8 @@ class ParallelVecEnv(VecEnv):
         seed = self._seeds[0]
         self._reset_seeds()
         self.valid[:] = True
-        self._start(seed, range(self.num_envs))
+        self._start(seed)
+        self._tell_masks(range(self.num_envs))
         first: VecEnvObs = self._batch()
         return first
 
@@ -134,19 +134,21 @@ class ParallelVecEnv(VecEnv):
         for agent in self.env.agents:
             self._slot(agent)
         if over:
-            self._start(None, np.flatnonzero(dones).tolist())
-        for i in np.flatnonzero(dones).tolist():
-            self.reset_infos[i][MASK] = self._masks[i].copy()
+            self._start(None)
+        self._tell_masks(np.flatnonzero(dones).tolist())
         return self._batch(), rewards, dones, infos
 
-    def _start(self, seed: int | None, rows: Iterable[int]) -> None:
-        """Start an episode, in which the sub-environments `rows` begin."""
+    def _start(self, seed: int | None) -> None:
+        """Start an episode."""
         self._playing[:] = False
         self.reset_infos = [{} for _ in self.agents]
         for turn in self._game.reset(seed):
             i = self._slot(turn.agent)
             self.reset_infos[i].update(turn.info)
             self._take(i, turn)
+
+    def _tell_masks(self, rows: Iterable[int]) -> None:
+        """Put the masks into the infos of the sub-environments that begin."""
         for i in rows:
             self.reset_infos[i][MASK] = self._masks[i].copy()
 
@@ -155,11 +157,7 @@ class ParallelVecEnv(VecEnv):
         self._playing[i] = not turn.over
         if turn.observation is not None:
             self._observations[i] = self._copy(turn.observation)
-        mask = turn.action_mask
-        masks = np.ones(self._num_actions, np.bool_)
-        if mask is not None and np.any(mask):
-            masks = as_masks(mask, masks.shape)
-        self._masks[i] = masks
+        self._masks[i] = legal_actions(turn.action_mask, self._num_actions)
 
     def _slot(self, agent: Any) -> int:
         if agent not in self._index:
