@@ -6,9 +6,11 @@ import importlib
 import warnings
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+from gymnasium.utils import seeding
 from pettingzoo import AECEnv
 from pettingzoo.utils.env_logger import EnvLogger
 
@@ -40,12 +42,16 @@ EXAMPLES = [
 ]
 
 
+draw = seeding.np_random
+
+
 def make(module: str, function: str) -> Any:
     with warnings.catch_warnings():
         # `pettingzoo.test` itself imports environments in the way that PettingZoo deprecates.
         warnings.simplefilter("ignore", DeprecationWarning)
         example = importlib.import_module(f"pettingzoo.test.example_envs.{module}")
-    return getattr(example, function)()
+    with mock.patch.object(seeding, "np_random", return_value=draw(1)):  # its spaces, unseeded
+        return getattr(example, function)()
 
 
 @pytest.fixture(autouse=True)
