@@ -8,20 +8,24 @@ as a whole.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import faulthandler
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
+from dqn_adapters.benchmark.checkpoints import Checkpoints
+from dqn_adapters.benchmark.resident import PeakMemory
 from dqn_adapters.benchmark.spec import RunSpec
 from dqn_adapters.benchmark.store import Failure, RunResult, Store
 
@@ -161,25 +165,15 @@ class _Slot:
             self._connection.close()
             self._process = self._connection = None
             if self.run is not None:
-                yield self._fail(_death(code), self._log_tail())
+                yield self._event(Failure(self.run, _death(code), self._log_tail()))
 
-    def _event(self, message: int | Failure | tuple[float, float]) -> Event:
+    def _event(self, message: int | Outcome) -> Event:
         run = self.run
         assert run is not None
         if isinstance(message, int):
             return Progressed(run, self.number, message)
-        if isinstance(message, Failure):
-            return self._fail(message.reason, message.details)
         self.run = None
-        return Finished(run, self.number, *message)
-
-    def _fail(self, reason: str, details: str) -> Failed:
-        run = self.run
-        assert run is not None
-        self.run = None
-        failure = Failure(run, reason, details)
-        self._store.save_failure(failure)
-        return Failed(run, self.number, failure)
+        return conclude(self._store, run, self.number, message)
 
     def _spawn(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -269,38 +263,97 @@ def _work(
 ) -> None:
     """The worker process: receive a run, train it, store it, tell; until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     _redirect_output(log)
-    import torch
-
-    from dqn_adapters.benchmark.systems import train, warm_up
-
-    torch.set_num_threads(1)
-    warm: set[tuple[str, str]] = set()
+    trainer = Trainer()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             run: RunSpec = connection.recv()
-            print(_heading(run), flush=True)
-            try:
-                if (run.title, run.protocol) not in warm:
-                    warm_up(run)
-                    warm.add((run.title, run.protocol))
-                checkpoints = store.checkpoints(run, checkpoint_every)
-                result = train(
-                    run, progress=connection.send, workers=workers, checkpoints=checkpoints
-                )
-                store.save(result)
-            except (BrokenPipeError, ConnectionResetError):
-                raise  # the parent is gone: nobody wants the rest
-            except Exception as error:
-                traceback.print_exc()
-                reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-                connection.send(Failure(run, reason, traceback.format_exc()))
-            else:
-                connection.send(_summary(result))
+            checkpoints = store.checkpoints(run, checkpoint_every)
+            result = trainer.train(run, connection.send, workers, checkpoints)
+            connection.send(result if isinstance(result, Failure) else save(store, result))
 
 
-def _summary(result: RunResult) -> tuple[float, float]:
+def _end_with_the_parent() -> None:
+    """A parent that is killed closes no pipe while this process trains."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+class Trainer:
+    """Trains run after run in this process, with one thread."""
+
+    def __init__(self) -> None:
+        self._warm: set[tuple[str, str]] = set()
+
+    def train(
+        self,
+        run: RunSpec,
+        progress: Callable[[int], None],
+        workers: int,
+        checkpoints: Checkpoints | None,
+    ) -> RunResult | Failure:
+        """Train a run and measure what it takes, with the libraries loaded and compiled before.
+
+        Args:
+            run: What to train.
+            progress: Called with the environment steps done, now and then.
+            workers: How many processes share the machine; recorded.
+            checkpoints: Where a system that can be continued keeps what it needs for that.
+        """
+        import torch
+
+        from dqn_adapters.benchmark.systems import train, warm_up
+
+        _log(_heading(run))
+        try:
+            torch.set_num_threads(1)
+            if (run.title, run.protocol) not in self._warm:
+                warm_up(run)
+                self._warm.add((run.title, run.protocol))
+            memory = PeakMemory()
+            result = train(run, progress=progress, workers=workers, checkpoints=checkpoints)
+            timing = dataclasses.replace(result.timing, peak_memory=memory.rise)
+            return dataclasses.replace(result, timing=timing)
+        except Exception as error:
+            return failure_of(run, error)
+
+
+Outcome = Failure | tuple[float, float]
+"""How a run ended: why it failed; or, of one that is stored, its final score and its training
+seconds."""
+
+
+def save(store: Store, result: RunResult) -> Outcome:
+    """Store a result; a disk that is full fails the run alone."""
+    try:
+        store.save(result)
+    except Exception as error:
+        return failure_of(result.run, error)
     return result.scores[-1], result.timing.training_seconds
+
+
+def conclude(store: Store, run: RunSpec, worker: int, outcome: Outcome) -> Finished | Failed:
+    """The event of a run that has ended; why it failed is stored, if that can be."""
+    if not isinstance(outcome, Failure):
+        return Finished(run, worker, *outcome)
+    with contextlib.suppress(OSError):  # it is told all the same
+        store.save_failure(outcome)
+    return Failed(run, worker, outcome)
+
+
+def failure_of(run: RunSpec, error: Exception) -> Failure:
+    """The failure that the exception at hand stands for."""
+    details = traceback.format_exc()
+    _log(details)
+    return Failure(run, f"{type(error).__name__}: {error}".partition("\n")[0], details)
+
+
+def _log(text: str) -> None:
+    with contextlib.suppress(OSError):  # the disk may be full
+        print(text, flush=True)
 
 
 def _redirect_output(log: Path) -> None:

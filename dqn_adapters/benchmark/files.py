@@ -13,8 +13,11 @@ from typing import TextIO
 def replacing(path: Path) -> Iterator[TextIO]:
     """A text file that is written beside `path`, and takes its place when it is complete."""
     partial = path.with_name(f".partial-{path.name}")
-    with partial.open("w", encoding="utf-8", newline="") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 
 from dqn_adapters.benchmark.checkpoints import Checkpoints
+from dqn_adapters.benchmark.files import replacing
 from dqn_adapters.benchmark.recorder import Episode, Evaluation
 from dqn_adapters.benchmark.spec import RunSpec
 
@@ -45,6 +46,11 @@ class Timing:
 
     cpu_seconds: float
     """Processor time of training. Much less than the wall clock: others used the machine."""
+
+    peak_memory: int | None = None
+    """Bytes by which the resident memory of the process rose at most, evaluation included, above
+    what it held before with the libraries loaded. Of a run that was continued: of its last process.
+    None: not measured."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +188,7 @@ class Store:
                     tuple(result["evaluation_seconds"]),
                     result["updates"],
                     result["cpu_seconds"],
+                    result.get("peak_memory"),  # runs of older versions have none
                 ),
                 versions=result["versions"],
                 machine=result["machine"],
@@ -205,19 +212,13 @@ class Store:
         """Remember why a run failed, until it succeeds."""
         path = self._failure(failure.run)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{_PARTIAL}{path.name}-{os.getpid()}")
-        _write(
-            partial,
-            _json(
-                {
-                    "spec": failure.run.to_dict(),
-                    "reason": failure.reason,
-                    "details": failure.details,
-                },
-                indent=2,
-            ),
-        )
-        partial.replace(path)
+        values = {
+            "spec": failure.run.to_dict(),
+            "reason": failure.reason,
+            "details": failure.details,
+        }
+        with replacing(path) as file:
+            file.write(_json(values, indent=2))
 
     def failure(self, run: RunSpec) -> Failure | None:
         """The last failure of a run that is not finished."""

@@ -1,6 +1,7 @@
 """Quick systems for the harness, named in suites as `benchmark.fake_systems:NAME`."""
 
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -59,6 +60,23 @@ def waits_once(run: RunSpec, recorder: Recorder) -> int:
     if run.seed_index == 1 and (folder / "wait").exists():
         (folder / "waiting").write_text(str(os.getpid()))
         time.sleep(600)
+    return learns(run, recorder)
+
+
+def fills_the_disk(run: RunSpec, recorder: Recorder) -> int:
+    """From seed 1 on its process cannot write another byte to any file, while `full` is there."""
+    if run.seed_index == 1 and (Path(os.environ[FOLDER]) / "full").exists():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    return learns(run, recorder)
+
+
+MEBIBYTES = 64
+
+
+def takes_memory(run: RunSpec, recorder: Recorder) -> int:
+    """Seed 0 holds so much memory for a moment of its training."""
+    if run.seed_index == 0:
+        np.ones(MEBIBYTES << 17).sum()
     return learns(run, recorder)
 
 

@@ -1,3 +1,6 @@
+import errno
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +57,50 @@ def test_a_failed_run_takes_no_other_with_it_and_the_same_again_finishes_the_res
     assert [run.seed_index for run in started] == [0]
     assert [type(event) for event in again if event.run in started][-1] is Finished
     assert store.failure(started[0]) is None
+
+
+def test_a_full_disk_fails_what_cannot_be_written_and_nothing_is_half_there(
+    make_suite: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(fake_systems.FOLDER, str(tmp_path))
+    (tmp_path / "full").touch()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    suite = make_suite(["fills_the_disk"], seeds=3)
+    store = Store(tmp_path, suite.name)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)  # of this process, which keeps the reasons of failures
+        events = run_all(suite, store)
+    assert [event.run.seed_index for event in events if isinstance(event, Finished)] == [0]
+    failures = [event.failure for event in events if isinstance(event, Failed)]
+    assert [failure.run.seed_index for failure in failures] == [1, 2]
+    assert all("File too large" in failure.reason for failure in failures)
+    assert "store.py" in failures[0].details
+    assert store.names() == [suite.runs()[0].name]
+    assert not list(store.path.rglob(".partial-*"))
+    assert not list((store.path / "failures").iterdir())
+
+    (tmp_path / "full").unlink()
+    again = run_all(suite, store)
+    assert [event.run.seed_index for event in again if isinstance(event, Finished)] == [1, 2]
+    assert len(store.names()) == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak anew for each run")
+def test_peak_memory_is_that_of_the_run_and_not_of_the_one_before(
+    make_suite: Make, tmp_path: Path
+) -> None:
+    suite = make_suite(["takes_memory"], seeds=2)
+    store = Store(tmp_path, suite.name)
+    run_all(suite, store)
+    first, second = (store.load(run.name).timing.peak_memory for run in suite.runs())
+    assert first is not None
+    assert second is not None
+    size = fake_systems.MEBIBYTES << 20
+    assert size <= first < 1.5 * size
+    assert 0 <= second < 0.5 * size
 
 
 def test_the_same_suite_twice_gives_the_same_learning_numbers(

@@ -30,7 +30,7 @@ RESULT = RunResult(
     run=RUN,
     evaluations=(Evaluation(0, (9.0, 11.0), (9, 11)), Evaluation(8, (20.0, 0.1), (20, 1))),
     episodes=(Episode(3, 3.0, 3), Episode(8, 1 / 3, 5)),
-    timing=Timing(1.5, (0.0, 1.5), 4, 1.25),
+    timing=Timing(1.5, (0.0, 1.5), 4, 1.25, 2**20),
     versions={"torch": "1.0"},
     machine={"cores": 2},
     workers=2,
@@ -49,6 +49,15 @@ def test_what_is_saved_is_loaded(store: Store) -> None:
     assert store.names() == [RUN.name]
     assert store.load(RUN.name) == RESULT
     assert store.load(RUN.name).scores == (10.0, 10.05)
+
+
+def test_results_from_before_memory_was_measured_are_loaded(store: Store) -> None:
+    store.save(RESULT)
+    file = store.path / RUN.name / "result.json"
+    values = json.loads(file.read_text())
+    assert values.pop("peak_memory") == 2**20
+    file.write_text(json.dumps(values))
+    assert store.load(RUN.name).timing == dataclasses.replace(RESULT.timing, peak_memory=None)
 
 
 def test_records_are_json_lines(store: Store) -> None:
