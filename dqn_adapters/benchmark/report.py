@@ -92,6 +92,10 @@ class SystemResult:
     seconds: Estimate
     """Of training."""
 
+    memory: Estimate | None
+    """Peak of the resident memory above what the libraries take, in MiB; None: a run was not
+    measured."""
+
     failed: int
     """Runs that end no higher than they began, untrained."""
 
@@ -577,6 +581,7 @@ def _system(name: str, results: Sequence[RunResult], threshold: float | None) ->
     else:
         label = variant
     seconds = [run.timing.training_seconds for run in runs]
+    peaks = [run.timing.peak_memory for run in runs if run.timing.peak_memory is not None]
     return SystemResult(
         name=name,
         label=label,
@@ -595,6 +600,7 @@ def _system(name: str, results: Sequence[RunResult], threshold: float | None) ->
             [run.timing.updates / time for run, time in zip(runs, seconds, strict=True)]
         ),
         seconds=estimate(seconds),
+        memory=estimate([peak / 2**20 for peak in peaks]) if len(peaks) == len(runs) else None,
         failed=sum(run.scores[-1] <= run.scores[0] for run in runs),
         solved_at=tuple(_reaches(run, threshold) for run in runs),
     )

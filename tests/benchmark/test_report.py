@@ -38,6 +38,7 @@ def result(
             tuple(np.linspace(0, seconds, len(timesteps))),
             24,
             cpu_share * seconds,
+            3 << 20,
         ),
         versions={"python": "3.11", "torch": "2.13.0"},
         machine={
@@ -123,6 +124,24 @@ def test_the_page_has_every_system_and_opens_offline(full: Path) -> None:
     # Three panels by family, three by variant, two of scores, one of throughput.
     assert page.tags.count("svg") == 9
     assert page.source.count('role="img"') == 9
+
+
+def test_memory_is_told_of_systems_whose_runs_all_measured_it(
+    make_suite: Make, store: Store, tmp_path: Path
+) -> None:
+    suite = make_suite(["native-double", "native-target"], seeds=2)
+    for run in suite.runs():
+        found = result(run, rising)
+        if run.seed_index == 1 and run.config.variant == "target":
+            old = dataclasses.replace(found.timing, peak_memory=None)
+            found = dataclasses.replace(found, timing=old)
+        store.save(found)
+    text = write_report(suite, store, tmp_path / "out", asked_as="small").with_suffix(".md")
+    rows = [line.split("|") for line in text.read_text().splitlines()]
+    told = {row[1].strip(): row[5].strip() for row in rows if len(row) == 7 and "native" in row[1]}
+    assert set(told) == {"native-double", "native-target"}
+    assert told["native-double"].startswith("3")
+    assert told["native-target"] == ""
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
