@@ -431,7 +431,7 @@ def reports(suite: Suite, results: Sequence[RunResult], folder: Path) -> tuple[G
             run = result.run
             notes.setdefault(run.title, []).append(result.notes)
             files.setdefault(run.title, {})[run.seed_index] = folder / run.name / AGENT_FILE
-        games = GAMES * suite.evaluation.episodes
+        games = GAMES * environment.evaluation.episodes
         against = standings(notes)
         if against:
             met = tournament(environment.spec, files, games, suite.root_seed)

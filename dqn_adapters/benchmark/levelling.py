@@ -262,6 +262,7 @@ def levelling_table(config: DQNConfig, total_timesteps: int) -> list[Row]:
         sb3_reference: str | None = None,
         tianshou: str | None = None,
         qrdqn: str | None = None,
+        ablation: str | None = None,
         note: str = "",
     ) -> Row:
         # The native agent and our Tianshou adapter both take a DQNConfig as it is.
@@ -273,6 +274,7 @@ def levelling_table(config: DQNConfig, total_timesteps: int) -> list[Row]:
             "tianshou": core if tianshou is None else tianshou,
             "tianshou-reference": tianshou_reference,
             "contrib": peer if qrdqn is None else qrdqn,
+            "ablation": core if ablation is None else ablation,
         }
         return Row(setting, cells, note)
 
@@ -284,6 +286,7 @@ def levelling_table(config: DQNConfig, total_timesteps: int) -> list[Row]:
             "is_double; vanilla: target_update_freq=0",
             sb3_reference="the target network selects and evaluates",
             qrdqn="the target network selects and evaluates, 200 quantiles",
+            ablation="variant; ablation-residual does not stop the gradient through it",
         ),
         row(
             "Target period",
@@ -335,6 +338,8 @@ def levelling_table(config: DQNConfig, total_timesteps: int) -> list[Row]:
             f"{_show(ours, 'buffer_size')}, {owns}",
             f"{_show(sb3, 'buffer_size')}, {owns}",
             f"ReplayBuffer({host.buffer_size}), random_seed={owns}",
+            ablation=f"{_show(ours, 'buffer_size')}, {owns}; in ablation-stream the newest "
+            "batch_size transitions alone",
             note="Left alone, Tianshou's buffer draws from seed 42 in every experiment. One seed "
             "is another stream in each library, so minibatches are not paired.",
         ),

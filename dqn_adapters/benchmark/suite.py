@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
 
@@ -31,11 +31,67 @@ class SuiteError(ValueError):
     """A suite cannot be run as it is written or asked for."""
 
 
+Measure = Literal["training", "final"]
+"""What a published score is: the mean return of the last training episodes, exploration included,
+or that of the final policy, evaluated greedily."""
+
+Metric = Literal["area", "final", "bias"]
+"""What a claim is measured by: the area under the learning curve, divided by its length; the last
+evaluation; the mean overestimation."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A score that somebody has published for DQN on an environment."""
+
+    source: str
+    """Who."""
+
+    url: str
+    score: float
+    steps: int
+    """Environment steps of the training."""
+
+    measure: Measure
+    plus_minus: float | None = None
+    """As published; what it is, `note` says."""
+
+    seeds: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement about a part of DQN, and the systems that are compared to test it: every one of
+    `having` against every one of `lacking`, seed by seed."""
+
+    question: str
+    part: str
+    """What is tested, as the subject of a sentence."""
+
+    experiment: str
+    """What the systems are, and what is equal between them."""
+
+    having: tuple[str, ...]
+    """Names of systems of the suite with the part."""
+
+    lacking: tuple[str, ...]
+    """Names of systems without it."""
+
+    metrics: tuple[Metric, ...]
+
+
 @dataclass(frozen=True)
 class SuiteEnvironment:
-    """An environment of a suite."""
+    """An environment of a suite, and how long and with what is trained on it."""
 
     spec: EnvironmentSpec
+    config: DQNConfig
+    """The suite's, with the settings that this environment has of its own. Each system sets its own
+    `variant`, and what the suite gives it."""
+
+    evaluation: EvaluationSpec
+    """When and how long; the last evaluation is after the last step."""
     threshold: float | None = None
     """Score at which it counts as solved; drawn in the report, nothing else."""
 
@@ -46,6 +102,14 @@ class SuiteEnvironment:
     margin: float | None = None
     """Difference between two areas under the curve that counts as none, for tests of equivalence.
     None: they are not made."""
+
+    published: tuple[Published, ...] = ()
+    """Scores to set beside ours."""
+
+    @property
+    def total_timesteps(self) -> int:
+        """Environment steps of a training."""
+        return self.evaluation.timesteps[-1]
 
 
 @dataclass(frozen=True)
@@ -63,7 +127,8 @@ class Suite:
     total_timesteps: int
     evaluation: EvaluationSpec
     config: DQNConfig
-    """The levelled configuration; each system sets its own `variant`, and what a suite gives it."""
+    """The levelled configuration. It, the steps and their evaluation are those of every environment
+    that has none of its own."""
 
     source: str
     """The file."""
@@ -71,6 +136,12 @@ class Suite:
     checkpoint_every: int | None = None
     """Environment steps after which runs of systems that can be continued save what they need for
     that. It decides no number. None: they do not."""
+
+    claims: tuple[Claim, ...] = ()
+    """If there are any, the report is about them."""
+
+    example: bool = False
+    """Whether the report shows Example 6.7 of Sutton & Barto; see `maximization_bias`."""
 
     @property
     def many_agents(self) -> bool:
@@ -100,13 +171,13 @@ class Suite:
         return RunSpec(
             environment=environment.spec,
             system=system.origin,
-            config=system.configure(self.config),
-            total_timesteps=self.total_timesteps,
-            evaluation=self.evaluation,
+            config=system.configure(environment.config),
+            total_timesteps=environment.total_timesteps,
+            evaluation=environment.evaluation,
             root_seed=self.root_seed,
             seed_index=seed,
             label="" if system.name == system.origin else system.name,
-            levelled={name: self.config.to_dict()[name] for name in system.settings},
+            levelled={name: environment.config.to_dict()[name] for name in system.settings},
         )
 
     def replace_systems(self, names: Sequence[str]) -> Suite:
@@ -194,19 +265,45 @@ def load_suite(name: str) -> Suite:
 
 def _parse(values: dict[str, Any], path: Path) -> Suite:
     top = _Table(values, str(path), "")
-    evaluation = top.table("evaluation")
-    total = top.integer("total_timesteps", low=1)
-    environments = [_environment(table) for table in top.tables("environments")]
     config = _config(top.table("config", default={}))
     seeds = _seeds(top)
-    points = evaluation.integer("points", low=1)
-    episodes = evaluation.integer("episodes", low=1)
-    measured = evaluation.take(
-        "values", lambda value: isinstance(value, bool), "true or false", default=False
-    )
     listed = top.take("systems", _is_systems, '"all", a list of names, or tables, [[systems]]')
     chosen = _listed_systems(["all"] if listed == "all" else listed, top, config)
-    phase = math.lcm(config.train_freq, *(each.period or config.train_freq for each in chosen))
+    evaluation = top.table("evaluation")
+    points = evaluation.integer("points", low=1)
+    episodes = evaluation.integer("episodes", low=1)
+    measured = evaluation.boolean("values")
+    evaluation.finish()
+    total = top.integer("total_timesteps", low=1)
+
+    def timesteps(steps: int, own: DQNConfig, place: str) -> EvaluationSpec:
+        phase = math.lcm(own.train_freq, *(each.period or own.train_freq for each in chosen))
+        if steps % phase:
+            raise SuiteError(
+                f"{place} = {steps} is not accepted; it must be a multiple of "
+                + (
+                    f"config.train_freq = {phase}, or the last steps would be learned from by some "
+                    "libraries only"
+                    if phase == own.train_freq
+                    else f"{phase}, after which all of the libraries have learned as often"
+                )
+            )
+        if points > steps // phase:
+            raise SuiteError(
+                f"{evaluation.at('points')} = {points} is not accepted; there are only "
+                f"{steps // phase} training phases between which to evaluate"
+            )
+        return EvaluationSpec(_evaluation_timesteps(steps, points, phase), episodes, measured)
+
+    evaluated = timesteps(total, config, top.at("total_timesteps"))
+    environments = []
+    for table in top.tables("environments"):
+        own = _overriding(table.table("config", default={}), config)
+        steps = table.integer("total_timesteps", low=1, default=None)
+        place = (top if steps is None else table).at("total_timesteps")
+        environments.append(
+            _environment(table, own, timesteps(total if steps is None else steps, own, place))
+        )
     suite = Suite(
         name=path.stem,
         description=top.take("description", _is_text, "a text", default=""),
@@ -215,28 +312,17 @@ def _parse(values: dict[str, Any], path: Path) -> Suite:
         seeds=seeds,
         root_seed=top.integer("root_seed", low=0, default=0),
         total_timesteps=total,
-        evaluation=EvaluationSpec(_evaluation_timesteps(total, points, phase), episodes, measured),
+        evaluation=evaluated,
         config=config,
         source=str(path),
         checkpoint_every=top.integer("checkpoint_every", low=1, default=None),
+        claims=tuple(
+            _claim(table, [each.name for each in chosen], measured)
+            for table in top.tables("claims", default=())
+        ),
+        example=top.boolean("example"),
     )
-    evaluation.finish()
     top.finish()
-    if total % phase:
-        raise SuiteError(
-            f"{top.at('total_timesteps')} = {total} is not accepted; it must be a multiple of "
-            + (
-                f"config.train_freq = {config.train_freq}, or the last steps would be learned from "
-                "by some libraries only"
-                if phase == config.train_freq
-                else f"{phase}, after which all of the libraries have learned as often"
-            )
-        )
-    if points > total // phase:
-        raise SuiteError(
-            f"{evaluation.at('points')} = {points} is not accepted; there are only "
-            f"{total // phase} training phases between which to evaluate"
-        )
     titles = [environment.spec.title for environment in environments]
     for repeated in {name for name in titles if titles.count(name) > 1}:
         raise SuiteError(f"{path}: environments names {repeated!r} twice; give them labels")
@@ -250,7 +336,7 @@ def _evaluation_timesteps(total: int, points: int, phase: int) -> tuple[int, ...
     return tuple(round(point * phases / points) * phase for point in range(points + 1))
 
 
-def _environment(table: _Table) -> SuiteEnvironment:
+def _environment(table: _Table, config: DQNConfig, evaluation: EvaluationSpec) -> SuiteEnvironment:
     environment = SuiteEnvironment(
         EnvironmentSpec(
             id=table.take("id", _is_text, "the id of a Gymnasium environment"),
@@ -261,18 +347,77 @@ def _environment(table: _Table) -> SuiteEnvironment:
                 table.take("reward_noise", _is_positive, "a standard deviation > 0", default=0.0)
             ),
         ),
+        config,
+        evaluation,
         threshold=table.take("threshold", _is_number, "a number", None),
         score_range=table.take("score_range", _is_range, "two numbers, [low, high]", None),
         margin=table.take("margin", _is_positive, "a number > 0", None),
+        published=tuple(map(_published, table.tables("published", default=()))),
     )
     table.finish()
     limits = environment.score_range
     return dataclasses.replace(environment, score_range=limits and (limits[0], limits[1]))
 
 
+def _published(table: _Table) -> Published:
+    published = Published(
+        source=table.take("source", _is_text, "a text"),
+        url=table.take("url", _is_url, "an address, https://..."),
+        score=float(table.take("score", _is_number, "a number")),
+        steps=table.integer("steps", low=1),
+        measure=table.choice("measure", get_args(Measure)),
+        plus_minus=table.take("plus_minus", _is_positive_or_zero, "a number >= 0", None),
+        seeds=table.integer("seeds", low=1, default=None),
+        note=table.take("note", _is_text, "a text", default=""),
+    )
+    table.finish()
+    return published
+
+
+def _claim(table: _Table, known: Sequence[str], values: bool) -> Claim:
+    def names(key: str) -> tuple[str, ...]:
+        listed = table.take(key, _is_texts, "a list of names of systems of the suite")
+        for name in listed:
+            if name not in known:
+                raise SuiteError(
+                    f"{table.at(key)}: {name!r} is not a system of the suite"
+                    f"{did_you_mean(name, known)}; they are {', '.join(known)}"
+                )
+        return tuple(listed)
+
+    claim = Claim(
+        question=table.take("question", _is_text, "a text"),
+        part=table.take("part", _is_text, "a text"),
+        experiment=table.take("experiment", _is_text, "a text"),
+        having=names("having"),
+        lacking=names("lacking"),
+        metrics=tuple(
+            table.take(
+                "metrics",
+                lambda value: _is_texts(value) and set(value) <= set(get_args(Metric)),
+                f"a list of {', '.join(map(repr, get_args(Metric)))}",
+            )
+        ),
+    )
+    table.finish()
+    if both := set(claim.having) & set(claim.lacking):
+        raise SuiteError(f"{table.at('lacking')}: {min(both)!r} is also in having")
+    if "bias" in claim.metrics and not values:
+        raise SuiteError(f"{table.at('metrics')}: 'bias' needs [evaluation] values = true")
+    return claim
+
+
 def _config(table: _Table) -> DQNConfig:
     try:
         return DQNConfig.from_dict(_settings(table))
+    except ValueError as error:
+        raise SuiteError(f"{table.place}: {error}") from error
+
+
+def _overriding(table: _Table, config: DQNConfig) -> DQNConfig:
+    values = _settings(table)
+    try:
+        return dataclasses.replace(config, **values)
     except ValueError as error:
         raise SuiteError(f"{table.place}: {error}") from error
 
@@ -373,7 +518,8 @@ def _check_systems(suite: Suite, place: str) -> None:
                     "[evaluation] values = true asks for"
                 )
     settings = next((system for system in shipped if system.settings), None)
-    if shipped and (suite.config != DQNConfig() or settings):
+    configs = [suite.config, *(environment.config for environment in suite.environments)]
+    if shipped and (settings or any(config != DQNConfig() for config in configs)):
         raise SuiteError(
             f"{place}: {shipped[0].name!r} runs as it is shipped, so [config] must be empty"
         )
@@ -382,15 +528,17 @@ def _check_systems(suite: Suite, place: str) -> None:
             f"{place}: systems that train in PettingZoo's environments and systems that train in "
             "Gymnasium's cannot be in one suite"
         )
-    for system in suite.systems:
-        freq = system.period or system.configure(suite.config).train_freq
-        if any(step % freq for step in suite.evaluation.timesteps):
-            raise SuiteError(
-                f"{place}: system {system.name!r} has train_freq = {freq}; the steps of the "
-                f"evaluations must be multiples of it, and are {suite.evaluation.timesteps}"
-            )
-        for problem in system.cannot(suite.config):
-            raise SuiteError(f"{place}: system {system.name!r} cannot be levelled: {problem}")
+    for environment in suite.environments:
+        steps = environment.evaluation.timesteps
+        for system in suite.systems:
+            freq = system.period or system.configure(environment.config).train_freq
+            if any(step % freq for step in steps):
+                raise SuiteError(
+                    f"{place}: system {system.name!r} has train_freq = {freq}; the steps of the "
+                    f"evaluations must be multiples of it, and are {steps}"
+                )
+            for problem in system.cannot(environment.config):
+                raise SuiteError(f"{place}: system {system.name!r} cannot be levelled: {problem}")
 
 
 def _check_environment(spec: EnvironmentSpec, source: str) -> None:
@@ -459,7 +607,22 @@ class _Table:
         value = self.take(key, lambda value: isinstance(value, dict), f"a table, [{name}]", default)
         return _Table(value, self.file, name)
 
-    def tables(self, key: str) -> list[_Table]:
+    def boolean(self, key: str) -> bool:
+        """False if it is not there."""
+        value: bool = self.take(
+            key, lambda value: isinstance(value, bool), "true or false", default=False
+        )
+        return value
+
+    def choice(self, key: str, choices: Sequence[str]) -> Any:
+        return self.take(
+            key,
+            lambda value: isinstance(value, str) and value in choices,
+            f"one of {', '.join(map(repr, choices))}",
+        )
+
+    def tables(self, key: str, default: Any = ...) -> list[_Table]:
+        name = f"{self.name}.{key}" if self.name else key
         value = self.take(
             key,
             lambda value: (
@@ -467,9 +630,10 @@ class _Table:
                 and bool(value)
                 and all(isinstance(row, dict) for row in value)
             ),
-            f"one or more tables, [[{key}]]",
+            f"one or more tables, [[{name}]]",
+            default,
         )
-        return [_Table(row, self.file, f"{key}.{number}") for number, row in enumerate(value, 1)]
+        return [_Table(row, self.file, f"{name}.{number}") for number, row in enumerate(value, 1)]
 
     def check_keys(self, known: Collection[str]) -> None:
         for key in self.values:
@@ -505,6 +669,10 @@ def _is_positive(value: object) -> bool:
     return _is_number(value) and value > 0  # type: ignore[operator]
 
 
+def _is_positive_or_zero(value: object) -> bool:
+    return _is_number(value) and value >= 0  # type: ignore[operator]
+
+
 def _is_range(value: object) -> bool:
     return (
         isinstance(value, list)
@@ -516,6 +684,14 @@ def _is_range(value: object) -> bool:
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_text, value))
+
+
+def _is_url(value: object) -> bool:
+    return isinstance(value, str) and value.startswith("https://")
 
 
 def _is_systems(value: object) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dqn_adapters import DQNAgent
 from dqn_adapters._extras import require
 from dqn_adapters.benchmark import levelling
 from dqn_adapters.benchmark.checkpoints import Checkpoints
@@ -36,6 +37,7 @@ LABELS = {
     "tianshou": "Tianshou adapter",
     "tianshou-reference": "Tianshou's own DQN",
     "contrib": "SB3-contrib's QR-DQN",
+    "ablation": "native, one part replaced",
     "pettingzoo": "PettingZoo adapter",
 }
 """What implementations are called in tables."""
@@ -77,7 +79,8 @@ class System:
     never mixed with levelled ones."""
 
     peer: bool = False
-    """It is another algorithm than DQN, for comparison; `"all"` leaves it out."""
+    """It is another algorithm than DQN, or DQN without one of its parts, for comparison; `"all"`
+    leaves it out."""
 
     values: bool = False
     """Whether it tells the recorder what it estimates actions to be worth."""
@@ -206,17 +209,16 @@ def warm_up(run: RunSpec) -> None:
     train(moment)
 
 
-def _train_native(run: RunSpec, recorder: Recorder) -> int:
+def _train_native(run: RunSpec, recorder: Recorder, agent_type: type[DQNAgent] = DQNAgent) -> int:
     import torch
 
-    from dqn_adapters import DQNAgent
     from dqn_adapters.networks import seeded_initialization
 
     environment = recorder.environment()
     if (path := recorder.resume()) is not None:
-        agent = DQNAgent.load(path, environment, device="cpu")
+        agent = agent_type.load(path, environment, device="cpu")
     else:
-        agent = DQNAgent(environment, run.config, seed=run.seeds.agent, device="cpu")
+        agent = agent_type(environment, run.config, seed=run.seeds.agent, device="cpu")
         # The hosts initialise from torch's global stream: the same draws here pair the networks.
         with seeded_initialization(run.seeds.agent):
             for module in agent.q_net.modules():
@@ -237,6 +239,12 @@ def _train_native(run: RunSpec, recorder: Recorder) -> int:
         recorder.observe()
         recorder.checkpoint(partial(agent.save, replay=True))
     return agent.num_updates
+
+
+def _train_ablation(run: RunSpec, recorder: Recorder, *, agent: str) -> int:
+    from dqn_adapters.benchmark import ablations
+
+    return _train_native(run, recorder, getattr(ablations, agent))
 
 
 def _train_sb3(run: RunSpec, recorder: Recorder, *, reference: bool) -> int:
@@ -549,6 +557,22 @@ ALL_SYSTEMS: tuple[System, ...] = (
         _reference_limits,
         peer=True,
     ),
+    System(
+        "ablation-stream",
+        "ablation",
+        "target",
+        partial(_train_ablation, agent="StreamAgent"),
+        peer=True,
+        values=True,
+    ),
+    System(
+        "ablation-residual",
+        "ablation",
+        "vanilla",
+        partial(_train_ablation, agent="ResidualAgent"),
+        peer=True,
+        values=True,
+    ),
     System("native-shipped", "native", DQNConfig().variant, _train_native, shipped=True),
     System(
         "sb3-shipped",
@@ -586,4 +610,5 @@ ALL_SYSTEMS: tuple[System, ...] = (
         peer=True,
     ),
 )
-"""Those, the built-in systems for PettingZoo's, other algorithms, and all as they are shipped."""
+"""Those, the built-in systems for PettingZoo's, other algorithms, DQN without one of its parts, and
+all as they are shipped."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dqn_adapters.benchmark import Suite, SuiteError, load_suite
-from dqn_adapters.benchmark.suite import find_suites
+from dqn_adapters.benchmark.suite import Published, find_suites
 from dqn_adapters.benchmark.systems import SYSTEMS
 from dqn_adapters.config import DQNConfig
 
@@ -360,3 +360,145 @@ def test_bias_measures_values_with_and_without_noise() -> None:
     }
     assert {system.variant for system in suite.systems} == {"vanilla", "target", "double"}
     suite.check_runnable()
+
+
+def test_an_environment_may_have_steps_and_settings_of_its_own(write_suite: Write) -> None:
+    path = write_suite(["native-double"], seeds=1, total_timesteps=64, points=2)
+    more = """[[environments]]
+id = "CartPole-v1"
+label = "longer"
+total_timesteps = 96
+config = { train_freq = 8, gamma = 0.5 }
+[config]"""
+    path.write_text(path.read_text().replace("[config]", more))
+    plain, longer = load_suite(str(path)).runs()
+    assert (plain.total_timesteps, plain.evaluation.timesteps) == (64, (0, 32, 64))
+    assert (longer.total_timesteps, longer.evaluation.timesteps) == (96, (0, 48, 96))
+    assert longer.config == dataclasses.replace(plain.config, train_freq=8, gamma=0.5)
+    assert longer.protocol != plain.protocol
+    assert load_suite(str(path)).config == dataclasses.replace(plain.config, variant="target")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("total_timesteps = 62", r"\[environments.1\] total_timesteps = 62.*train_freq = 4"),
+        ("total_timesteps = 4", r"points = 2 is not accepted; there are only 1 training phases"),
+        ("config = { gamma = 2 }", r"\[environments.1.config\]: gamma=2"),
+        ("config = { gama = 1 }", r"\[environments.1.config\] gama is not known, did you mean"),
+        ('config = { variant = "double" }', "variant is not accepted; the variant is part of a"),
+        ("config = { train_freq = 3 }", "total_timesteps = 64 .* config.train_freq = 3"),
+    ],
+)
+def test_malformed_settings_of_an_environment_are_refused(
+    make_suite: Make, settings: str, message: str
+) -> None:
+    with pytest.raises(SuiteError, match=message):
+        make_suite(["native-double"], environment_extra=settings)
+
+
+def test_what_an_environment_sets_must_be_levelled_too(make_suite: Make) -> None:
+    extra = "config = { dueling = true }"
+    with pytest.raises(SuiteError, match="'sb3-double' cannot be levelled: dueling=True"):
+        make_suite(["sb3-double"], environment_extra=extra)
+
+
+PUBLISHED = """
+[[environments.published]]
+source = "A paper"
+url = "https://example.org"
+score = -3.5
+plus_minus = 0.5
+seeds = 3
+steps = 1000
+measure = "training"
+note = "one of them"
+"""
+
+
+def test_published_scores(make_suite: Make) -> None:
+    (environment,) = make_suite(["native-double"], environment_extra=PUBLISHED).environments
+    (published,) = environment.published
+    assert published == Published(
+        "A paper", "https://example.org", -3.5, 1000, "training", 0.5, 3, "one of them"
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("score", "skore", r"\[environments.1.published.1\] score is missing \(is it 'skore'"),
+        ('"training"', '"best"', "measure = 'best' is not accepted.*'training', 'final'"),
+        ("= 0.5", "= -0.5", "plus_minus = -0.5 is not accepted; it must be a number >= 0"),
+        ("https", "ftp", "url = 'ftp://example.org' is not accepted"),
+        ("seeds = 3", "seed = 3", "published.1] seed is not known, did you mean 'seeds'"),
+    ],
+)
+def test_malformed_published_scores_are_refused(
+    make_suite: Make, old: str, new: str, message: str
+) -> None:
+    assert old in PUBLISHED
+    with pytest.raises(SuiteError, match=message):
+        make_suite(["native-double"], environment_extra=PUBLISHED.replace(old, new))
+
+
+VARIANT_SYSTEMS = ["native-vanilla", "native-target", "native-double"]
+
+CLAIM = """
+[[claims]]
+question = "Does it help?"
+part = "double"
+experiment = "One against the other."
+having = ["native-double"]
+lacking = ["native-target", "native-vanilla"]
+metrics = ["area"]
+"""
+
+
+def test_claims_name_systems_of_the_suite(make_suite: Make) -> None:
+    (claim,) = make_suite(VARIANT_SYSTEMS, config=CLAIM).claims
+    assert claim.having == ("native-double",)
+    assert claim.lacking == ("native-target", "native-vanilla")
+    assert claim.metrics == ("area",)
+    assert make_suite(VARIANT_SYSTEMS).claims == ()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"native-vanilla"', '"native-vanila"', r"\[claims.1\] lacking: 'native-vanila' is not a "),
+        ('"native-vanilla"', '"native-double"', "lacking: 'native-double' is also in having"),
+        ('["native-double"]', "[]", r"having = \[\] is not accepted"),
+        ('"area"', '"speed"', r"metrics = \['speed'\].*'area', 'final', 'bias'"),
+        ('"area"', '"bias"', r"'bias' needs \[evaluation\] values = true"),
+        ("question", "answer", r"\[claims.1\] question is missing"),
+    ],
+)
+def test_malformed_claims_are_refused(make_suite: Make, old: str, new: str, message: str) -> None:
+    assert old in CLAIM
+    with pytest.raises(SuiteError, match=message):
+        make_suite(VARIANT_SYSTEMS, config=CLAIM.replace(old, new))
+
+
+def test_the_claims_suite_compares_what_it_says() -> None:
+    suite = load_suite("claims")
+    assert len(suite.seeds) == 20
+    assert suite.evaluation.values
+    by_name = {system.name: system for system in suite.systems}
+    configs = {name: system.configure(suite.config) for name, system in by_name.items()}
+    assert suite.config == load_suite("bias").config  # not tuned for the claims
+    replay, target, double, residual = suite.claims
+    # As many updates per step everywhere.
+    assert {each.gradient_steps / each.train_freq for each in configs.values()} == {0.5}
+    base = configs["native-target"]
+    assert configs["newest-64"] == base
+    assert {by_name[name].origin for name in replay.lacking} == {"ablation-stream"}
+    periods = [configs[name].target_update_interval for name in target.having]
+    assert periods == sorted(periods) == [16, 64, 256, 1024, 4096]
+    for name, period in zip(target.having, periods, strict=True):
+        assert configs[name] == dataclasses.replace(base, target_update_interval=period)
+    assert configs["native-vanilla"] == dataclasses.replace(base, variant="vanilla")
+    assert configs["residual"] == configs["native-vanilla"]
+    assert configs["native-double"] == dataclasses.replace(base, variant="double")
+    assert double.metrics == ("bias", "area")
+    assert (residual.having, residual.lacking) == (("native-vanilla",), ("residual",))
