@@ -63,12 +63,49 @@ class NatureCNN(nn.Module):
         return features
 
 
+class BinaryCNN(nn.Module):
+    """The convolution of Young & Tian (2019) for MinAtar's binary images: 16 of 3x3.
+
+    Args:
+        space: A bool Box `(height, width, channels)` or `(channels, height, width)`; the channels
+            are the shorter of the two outer axes.
+    """
+
+    def __init__(self, space: spaces.Box) -> None:
+        super().__init__()
+        self._channels_last = space.shape[2] < space.shape[0]
+        channels = min(space.shape[0], space.shape[2])
+        self.layers = nn.Sequential(nn.Conv2d(channels, 16, 3), nn.ReLU(), nn.Flatten())
+        with torch.no_grad():
+            self.size: int = self(torch.zeros(1, *space.shape)).shape[1]
+
+    @staticmethod
+    def fits(space: spaces.Space[Any]) -> bool:
+        """Whether a space is of binary images: bool, of three axes, fewer channels than pixels
+        either way, at least 3 pixels high and wide."""
+        return (
+            isinstance(space, spaces.Box)
+            and space.dtype == np.bool_
+            and len(space.shape) == 3
+            and min(space.shape[0], space.shape[2]) < sorted(space.shape)[1]
+            and sorted(space.shape)[1] >= 3
+        )
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        """Map images `(B, ...)` to features `(B, size)`."""
+        if self._channels_last:
+            observations = observations.permute(0, 3, 1, 2)
+        features: torch.Tensor = self.layers(observations.float())
+        return features
+
+
 class Encoder(nn.Module):
     """Observations of a space as one vector.
 
-    Images (see `NatureCNN.fits`) go through the Nature CNN, other Boxes and MultiBinary are
-    flattened (a uint8 Box scaled to [0, 1]), Discrete and MultiDiscrete are one-hot, and the parts
-    of a Dict are concatenated.
+    Images (see `NatureCNN.fits`) go through the Nature CNN and binary ones (see `BinaryCNN.fits`)
+    through the convolution for MinAtar, other Boxes and MultiBinary are flattened (a uint8 Box
+    scaled to [0, 1]), Discrete and MultiDiscrete are one-hot, and the parts of a Dict are
+    concatenated.
 
     Args:
         space: The space of one observation.
@@ -85,15 +122,18 @@ class Encoder(nn.Module):
         self.convolutions = nn.ModuleList()
         self.size = 0
         for key, part in parts.items():
-            if NatureCNN.fits(part):
+            kind = next((each for each in (NatureCNN, BinaryCNN) if each.fits(part)), None)
+            if kind is not None:
                 assert isinstance(part, spaces.Box)
-                cnn = NatureCNN(part)
+                cnn = kind(part)
                 self.convolutions.append(cnn)  # registers its parameters
                 size, self._functions[key] = cnn.size, cnn
             else:
                 size, self._functions[key] = _flattener(part)
             self.size += size
-        self.only_flattens = len(parts) == 1 and _is_numbers(*parts.values())
+        self.only_flattens = (
+            len(parts) == 1 and not self.convolutions and _is_numbers(*parts.values())
+        )
         """Whether the vector is the observation itself, as float32 and flattened."""
 
     def forward(self, observations: Observations) -> torch.Tensor:

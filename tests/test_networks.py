@@ -9,7 +9,14 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from dqn_adapters.networks import DuelingHead, Encoder, NatureCNN, QNetwork, seeded_initialization
+from dqn_adapters.networks import (
+    BinaryCNN,
+    DuelingHead,
+    Encoder,
+    NatureCNN,
+    QNetwork,
+    seeded_initialization,
+)
 from dqn_adapters.transition import to_tensors
 
 IMAGE = spaces.Box(0, 255, (4, 84, 84), np.uint8)
@@ -116,7 +123,6 @@ def test_initialization_is_that_of_the_nature_network() -> None:
         (spaces.Box(0, 255, (210, 160, 3), np.uint8), True),
         (spaces.Box(0, 255, (36, 36, 3), np.uint8), True),
         (spaces.Box(0, 255, (35, 36, 3), np.uint8), False),
-        (spaces.Box(0, 1, (10, 10, 4), np.bool_), False),
         (spaces.Box(0, 1, (4, 84, 84), np.float32), False),
         (spaces.Box(0, 255, (84, 84), np.uint8), False),
         (spaces.Box(0, 255, (128,), np.uint8), False),
@@ -125,6 +131,54 @@ def test_initialization_is_that_of_the_nature_network() -> None:
 def test_which_observations_are_images(space: spaces.Space, fits: bool) -> None:
     assert NatureCNN.fits(space) == fits
     assert len(Encoder(space).convolutions) == fits
+
+
+def test_binary_cnn() -> None:
+    """The sizes of Young & Tian (2019): 8x8x16, 128, actions."""
+    space = spaces.Box(0, 1, (10, 10, 4), np.bool_)
+    with seeded_initialization(0):
+        net = QNetwork(space, 3, (128,))
+    assert linears(net) == [(1024, 128), (128, 3)]
+    assert [m.weight.shape for m in net.modules() if isinstance(m, nn.Conv2d)] == [(16, 4, 3, 3)]
+    x = torch.rand(5, 10, 10, 4) < 0.5
+    assert net(x).shape == (5, 3)
+    # A pixel of the second channel in the corner reaches one place alone, by one weight.
+    dot = torch.zeros(1, 10, 10, 4, dtype=torch.bool)
+    dot[0, 0, 0, 1] = True
+    (cnn,) = net.encoder.convolutions
+    difference = cnn.layers[0](dot.permute(0, 3, 1, 2).float()) - cnn.layers[0].bias[:, None, None]
+    torch.testing.assert_close(difference[0, :, 0, 0], cnn.layers[0].weight[:, 1, 0, 0])
+    assert difference[0, :, 1:].abs().max() < 1e-6
+    torch.testing.assert_close(cnn(dot), cnn.layers(dot.permute(0, 3, 1, 2).float()))
+    # The channels may be first, and the network is not taken for one that flattens.
+    with seeded_initialization(0):
+        first = QNetwork(spaces.Box(0, 1, (4, 10, 10), np.bool_), 3, (128,))
+    torch.testing.assert_close(first(x.permute(0, 3, 1, 2)), net(x))
+    assert not net.encoder.only_flattens
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "fits"),
+    [
+        ((10, 10, 4), np.bool_, True),
+        ((7, 10, 10), np.bool_, True),
+        ((19, 19, 17), np.bool_, True),  # Go
+        ((8, 8, 111), np.bool_, False),  # chess: planes of moves, which are no picture
+        ((9, 9, 17), np.bool_, False),
+        ((2, 2, 1), np.bool_, False),
+        ((10, 10), np.bool_, False),
+        ((10, 10, 4), np.uint8, False),
+        ((6, 7, 2), np.int8, False),  # connect four
+    ],
+)
+def test_which_observations_are_binary_images(
+    shape: tuple[int, ...], dtype: type, fits: bool
+) -> None:
+    space = spaces.Box(0, 1, shape, dtype)
+    assert BinaryCNN.fits(space) == fits
+    encoder = Encoder(space)
+    assert len(encoder.convolutions) == fits
+    assert encoder(torch.zeros(2, *shape)).shape == (2, encoder.size)
 
 
 @pytest.mark.parametrize("space", [spaces.Box(-1, 1, (5,)), IMAGE])
