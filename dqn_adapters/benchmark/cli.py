@@ -7,6 +7,8 @@ import sys
 import typing
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -24,8 +26,16 @@ from rich.progress import (
 from rich.table import Column, Table
 
 from dqn_adapters.benchmark import systems as systems_
-from dqn_adapters.benchmark.executor import Event, Failed, Finished, Progressed, Started, execute
-from dqn_adapters.benchmark.provenance import usable_cores
+from dqn_adapters.benchmark.cluster import ClusterError, RayCluster
+from dqn_adapters.benchmark.executor import (
+    Event,
+    Executor,
+    Failed,
+    Finished,
+    Processes,
+    Progressed,
+    Started,
+)
 from dqn_adapters.benchmark.spec import RunSpec
 from dqn_adapters.benchmark.store import Failure, Store, StoreError
 from dqn_adapters.benchmark.suite import Suite, SuiteError, find_suites, load_suite
@@ -58,6 +68,13 @@ ResultsOption = Annotated[
     Path, typer.Option("--results", metavar="DIR", help="Where results are kept.")
 ]
 RESULTS = Path("results")
+
+
+class ExecutorName(StrEnum):
+    """Where runs are trained."""
+
+    PROCESSES = "processes"
+    RAY = "ray"
 
 
 @app.command("list")
@@ -119,6 +136,19 @@ def run(
         int | None,
         typer.Option("--workers", metavar="N", min=1, help="Worker processes. Default: all cores."),
     ] = None,
+    executor: Annotated[
+        ExecutorName,
+        typer.Option("--executor", help="Processes of this machine, or a Ray cluster."),
+    ] = ExecutorName.PROCESSES,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            "--ray-address",
+            metavar="HOST:PORT",
+            help="The cluster; `auto`: the one this machine is part of. Default: $RAY_ADDRESS, or "
+            "else Ray on this machine alone.",
+        ),
+    ] = None,
     results: ResultsOption = RESULTS,
 ) -> None:
     """Train what is not finished yet.
@@ -126,6 +156,8 @@ def run(
     Every finished run is kept, whatever happens to the others; the same command again goes on, and
     more seeds or systems add to what is there.
     """
+    if ray_address is not None and executor is not ExecutorName.RAY:
+        _fail("--ray-address is for --executor ray")
     loaded = _load(suite)
     try:
         if systems is not None:
@@ -136,36 +168,67 @@ def run(
     except SuiteError as error:
         _fail(str(error))
     store = Store(results, loaded.name)
-    store.sweep()
     runs = loaded.runs()
     pending = [each for each in runs if not store.has(each)]
-    workers = min(workers or usable_cores(), max(1, len(pending)))
     out.print(
         f"Suite [bold]{escape(loaded.name)}[/]: {len(runs)} runs, "
-        f"{len(runs) - len(pending)} finished before, {len(pending)} to do "
-        f"with {workers} {_plural(workers, 'worker')}. Results in {escape(str(store.path))}."
+        f"{len(runs) - len(pending)} finished before, {len(pending)} to do. "
+        f"Results in {escape(str(store.path))}."
     )
     failures: list[Failure] = []
-    try:
-        with _Display(pending, workers) as display:
-            events = execute(
-                pending, store, workers=workers, checkpoint_every=loaded.checkpoint_every
-            )
-            for event in events:
-                display.show(event)
-                if isinstance(event, Failed):
-                    failures.append(event.failure)
-    except KeyboardInterrupt:
-        done = sum(store.has(each) for each in runs)
-        err.print(
-            f"\nInterrupted. {done} of {len(runs)} runs are finished and kept; "
-            "the same command goes on with the rest."
-        )
-        raise typer.Exit(INTERRUPTED) from None
+    if pending:
+        try:
+            store.prepare()
+        except OSError as error:
+            _fail(f"results cannot be kept in {store.path}: {error}")
+        try:
+            with _executor(executor, ray_address) as chosen:
+                failures = _train(loaded, pending, store, chosen, workers)
+        except KeyboardInterrupt:
+            err.print(f"\nInterrupted. {_kept(runs, store)}")
+            raise typer.Exit(INTERRUPTED) from None
+        except (ClusterError, ImportError) as error:
+            code = FAILED_RUNS if any(map(store.has, pending)) else BAD_INPUT
+            _fail(f"{error}. {_kept(runs, store)}", code)
     if failures:
         _print_failures(failures, store)
         raise typer.Exit(FAILED_RUNS)
     out.print(f"All {len(runs)} runs are finished. The report: dqn-bench report {escape(suite)}")
+
+
+def _executor(name: ExecutorName, ray_address: str | None) -> AbstractContextManager[Executor]:
+    return Processes() if name is ExecutorName.PROCESSES else RayCluster(ray_address)
+
+
+def _train(
+    suite: Suite,
+    pending: Sequence[RunSpec],
+    store: Store,
+    executor: Executor,
+    workers: int | None,
+) -> list[Failure]:
+    """Train these runs with a display of it, and tell which failed."""
+    count = min(workers or executor.cores, len(pending))
+    if not count:
+        _fail("the cluster has no processor; if it gets some on demand, say how many: --workers N")
+    out.print(f"Training with {count} {_plural(count, 'worker')}.")
+    events = executor.execute(
+        pending, store, workers=count, checkpoint_every=suite.checkpoint_every
+    )
+    failures: list[Failure] = []
+    with _Display(pending, count) as display:
+        for event in events:
+            display.show(event)
+            if isinstance(event, Failed):
+                failures.append(event.failure)
+    return failures
+
+
+def _kept(runs: Sequence[RunSpec], store: Store) -> str:
+    return (
+        f"{sum(map(store.has, runs))} of {len(runs)} runs are finished and kept; "
+        "the same command goes on with the rest."
+    )
 
 
 @app.command()
@@ -463,9 +526,9 @@ def _load(name: str) -> Suite:
         _fail(str(error))
 
 
-def _fail(message: str) -> typing.Never:
+def _fail(message: str, code: int = BAD_INPUT) -> typing.Never:
     err.print(f"[red]error:[/] {escape(message)}", soft_wrap=True)
-    raise typer.Exit(BAD_INPUT)
+    raise typer.Exit(code)
 
 
 def main() -> None:

@@ -23,8 +23,10 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Protocol, Self
 
 from dqn_adapters.benchmark.checkpoints import Checkpoints
+from dqn_adapters.benchmark.provenance import usable_cores
 from dqn_adapters.benchmark.resident import PeakMemory
 from dqn_adapters.benchmark.spec import RunSpec
 from dqn_adapters.benchmark.store import Failure, RunResult, Store
@@ -79,6 +81,56 @@ class Failed:
 Event = Started | Progressed | Finished | Failed
 
 
+class Executor(Protocol):
+    """Where runs are trained; a context manager."""
+
+    def __enter__(self) -> Executor:
+        """Make ready."""
+
+    def __exit__(self, *_: object) -> None:
+        """Leave nothing behind."""
+
+    @property
+    def cores(self) -> int:
+        """How many can be trained at once."""
+
+    def execute(
+        self,
+        runs: Sequence[RunSpec],
+        store: Store,
+        *,
+        workers: int,
+        checkpoint_every: int | None = None,
+    ) -> Iterator[Event]:
+        """Train the runs and tell what happens; see the function `execute`."""
+
+
+class Processes:
+    """In processes of this machine."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    @property
+    def cores(self) -> int:
+        """Cores that this process may run on."""
+        return usable_cores()
+
+    def execute(
+        self,
+        runs: Sequence[RunSpec],
+        store: Store,
+        *,
+        workers: int,
+        checkpoint_every: int | None = None,
+    ) -> Iterator[Event]:
+        """As the function `execute`."""
+        return execute(runs, store, workers=workers, checkpoint_every=checkpoint_every)
+
+
 def execute(
     runs: Sequence[RunSpec],
     store: Store,
@@ -104,7 +156,7 @@ def execute(
         _Slot(number, store, workers, checkpoint_every)
         for number in range(min(workers, len(pending)))
     ]
-    store.logs.mkdir(parents=True, exist_ok=True)
+    store.prepare()
     try:
         for slot in slots:
             yield slot.assign(pending.popleft())

@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import psutil
@@ -255,10 +256,18 @@ class Store:
         except (KeyError, TypeError) as error:
             raise checkpoints.damaged(error) from error
 
-    def sweep(self) -> None:
-        """Remove what killed workers left half written; those of living processes stay."""
-        for partial in self.path.glob(f"{_PARTIAL}*"):
-            if not psutil.pid_exists(int(partial.name.rpartition("-")[2])):
+    def prepare(self) -> None:
+        """Make ready to be written to, and remove what killed processes left half written; what
+        living ones write stays.
+
+        Raises:
+            OSError: it cannot be written to.
+        """
+        self.logs.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=self.path).close()
+        for partial in self.path.glob(f"{_PARTIAL}*-*"):
+            process = partial.name.rpartition("-")[2]
+            if process.isdecimal() and not psutil.pid_exists(int(process)):
                 shutil.rmtree(partial, ignore_errors=True)
 
     def _checkpoints(self, run: RunSpec) -> Path:

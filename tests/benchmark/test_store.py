@@ -96,7 +96,7 @@ def test_what_a_killed_worker_left_is_no_run_and_is_swept(store: Store) -> None:
         folder.mkdir()
         (folder / "result.json").write_text("{}")
     assert store.names() == [RUN.name]
-    store.sweep()
+    store.prepare()
     assert not dead.exists()
     assert alive.exists()
 
