@@ -25,6 +25,7 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
+from dqn_adapters.benchmark import merging
 from dqn_adapters.benchmark import systems as systems_
 from dqn_adapters.benchmark.cluster import ClusterError, RayCluster
 from dqn_adapters.benchmark.executor import (
@@ -229,6 +230,41 @@ def _kept(runs: Sequence[RunSpec], store: Store) -> str:
         f"{sum(map(store.has, runs))} of {len(runs)} runs are finished and kept; "
         "the same command goes on with the rest."
     )
+
+
+@app.command()
+def merge(
+    suite: SuiteArgument,
+    others: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Results directories, as --results names them."),
+    ],
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Take the finished runs of other results directories, such as other machines'.
+
+    Runs that are there already stay. If a run has other numbers than the one that is there,
+    nothing is taken.
+    """
+    loaded = _load(suite)
+    store = Store(results, loaded.name)
+    try:
+        merged = merging.merge(store, [Store(other, loaded.name) for other in others])
+    except (StoreError, OSError) as error:
+        _fail(str(error))
+    protocols = {run.protocol for run in loaded.runs()}
+    strange = sum(run.protocol not in protocols for run in merged.taken)
+    out.print(
+        f"{len(merged.taken)} {_plural(len(merged.taken), 'run')} taken, {len(merged.known)} there "
+        f"already: {escape(str(store.path))}",
+        soft_wrap=True,
+    )
+    if strange:
+        err.print(
+            f"[yellow]{strange} of them {'is' if strange == 1 else 'are'} of another configuration "
+            f"than suite {escape(loaded.name)!r} has now; its report leaves them out.[/]",
+            soft_wrap=True,
+        )
 
 
 @app.command()

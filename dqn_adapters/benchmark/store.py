@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -129,15 +130,12 @@ class Store:
 
         A run that is already there, from another process with the same results directory, stays.
         """
-        partial = self.path / f"{_PARTIAL}{result.run.name}-{os.getpid()}"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            _write(partial / "spec.json", _json(result.run.to_dict(), indent=2))
-            _write(partial / "evaluations.jsonl", _lines(result.evaluations))
-            _write(partial / "episodes.jsonl", _lines(result.episodes))
+        with self._arriving(result.run) as directory:
+            _write(directory / "spec.json", _json(result.run.to_dict(), indent=2))
+            _write(directory / "evaluations.jsonl", _lines(result.evaluations))
+            _write(directory / "episodes.jsonl", _lines(result.episodes))
             _write(
-                partial / "result.json",
+                directory / "result.json",
                 _json(
                     {
                         **asdict(result.timing),
@@ -150,16 +148,30 @@ class Store:
                 ),
             )
             for name, content in result.attachments.items():
-                (partial / name).write_bytes(content)
+                _write(directory / name, content)
+
+    def take(self, run: RunSpec, other: Store) -> None:
+        """Copy a finished run from another store, as `save` writes one."""
+        with self._arriving(run) as directory:
+            for file in (other.path / run.name).iterdir():
+                _write(directory / file.name, file.read_bytes())
+
+    @contextmanager
+    def _arriving(self, run: RunSpec) -> Iterator[Path]:
+        partial = self.path / f"{_PARTIAL}{run.name}-{os.getpid()}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
             try:
-                partial.rename(self.path / result.run.name)
+                partial.rename(self.path / run.name)
             except OSError:
-                if not self.has(result.run):
+                if not self.has(run):
                     raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        self._failure(result.run).unlink(missing_ok=True)
-        shutil.rmtree(self._checkpoints(result.run), ignore_errors=True)
+        self._failure(run).unlink(missing_ok=True)
+        shutil.rmtree(self._checkpoints(run), ignore_errors=True)
 
     def load(self, name: str) -> RunResult:
         """Read the run of that name.
@@ -292,8 +304,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     return (json.loads(line) for line in path.read_text().splitlines())
 
 
-def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
+def _write(path: Path, content: str | bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())  # a rename must not reach the disk before the content
