@@ -1,5 +1,6 @@
 """Quick systems for the harness, named in suites as `benchmark.fake_systems:NAME`."""
 
+import json
 import os
 import resource
 import signal
@@ -27,6 +28,33 @@ def learns(run: RunSpec, recorder: Recorder) -> int:
             environment.reset()
         recorder.observe()
         weights += 0.01 * generator.normal(size=4)
+    return run.total_timesteps // run.config.train_freq
+
+
+def continues(run: RunSpec, recorder: Recorder) -> int:
+    """As `learns`, and it can go on from a checkpoint."""
+    generator = np.random.default_rng(run.seeds.agent)
+    weights = generator.normal(size=4)
+    before = recorder.resume()
+    if before is not None:
+        state = json.loads(before.read_text())
+        weights[:] = state["weights"]
+        generator.bit_generator.state = state["generator"]
+
+    def save(path: Path) -> None:
+        now = {"weights": weights.tolist(), "generator": generator.bit_generator.state}
+        path.write_text(json.dumps(now))
+
+    environment = recorder.environment()
+    environment.reset()
+    recorder.start(lambda observations: (observations @ weights > 0).astype(int))
+    while recorder.timestep < run.total_timesteps:
+        _, _, terminated, truncated, _ = environment.step(int(generator.integers(2)))
+        weights += 0.01 * generator.normal(size=4)
+        if terminated or truncated:
+            environment.reset()
+        recorder.observe()
+        recorder.checkpoint(save)
     return run.total_timesteps // run.config.train_freq
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from benchmark import fake_systems
 from benchmark.conftest import FAKE
@@ -180,3 +181,15 @@ def test_a_worker_killed_from_outside_fails_its_run_alone(
     failure = store.failure(runs[1])
     assert failure is not None
     assert "killed by SIGKILL" in failure.reason
+
+
+def test_a_killed_command_leaves_no_worker_behind(
+    started: tuple[Path, "subprocess.Popen[str]", Callable[[], "subprocess.Popen[str]"]],
+    tmp_path: Path,
+) -> None:
+    """Also one that trains for long without a word."""
+    _, process, _ = started
+    worker = psutil.Process(int((tmp_path / "waiting").read_text()))
+    process.kill()  # it alone, not the group
+    assert psutil.wait_procs([worker], timeout=30)[1] == []
+    assert len(Store(tmp_path / "results", "small").names()) == 1
