@@ -64,7 +64,8 @@ def plain_layers(mlp: nn.Module | None) -> list[nn.Linear] | None:
 
 _FLOAT = torch.float32
 _ADDRESS = torch.Tensor.data_ptr
-_GRADIENT = operator.attrgetter("grad")
+_ADAM = operator.itemgetter("lr", "betas", "eps")
+_MOMENTS = tuple(map(operator.itemgetter, ("exp_avg", "exp_avg_sq", "step")))
 
 
 def make_kernels(
@@ -90,7 +91,7 @@ def make_kernels(
     parameters = list(q_net.parameters())
     installed = all(importlib.util.find_spec(module) for module in ("numba", "scipy"))
     reason = None
-    if layers is None or target_layers is None or len(parameters) != 2 * len(layers):
+    if layers is None or target_layers is None or not _are(parameters, _parameters(layers)):
         reason = (
             "the network is not a plain ReLU MLP over numbers, in float32 on the CPU, with at most "
             f"{MAX_UNITS} units in a layer"
@@ -108,16 +109,17 @@ def make_kernels(
     # Adam makes whole steps: such a network follows torch to the last digit, or not at all.
     statistics = next(q_net.buffers(), None) is not None
     plain = installed and not statistics and all(map(_is_plain_tensor, parameters))
-    adam = AdamKernel(parameters, optimizer) if plain else None
+    adam = AdamKernel(parameters, optimizer, config) if plain else None
     if reason is not None:
         return None, adam
     assert layers is not None
     assert target_layers is not None
-    return MLPKernel(layers, target_layers, config), adam
+    return MLPKernel(layers, target_layers, adam, config), adam
 
 
 class MLPKernel:
-    """Greedy actions and the gradient of the TD loss by the compiled `kernel`, on torch's memory.
+    """Greedy actions, the gradient of the TD loss, or a whole update, by the compiled `kernel`, on
+    torch's memory.
 
     Tensors are looked at anew in every call, so whatever was loaded, moved or replaced is seen. A
     call that the kernel cannot take gives None, and the caller goes on in torch.
@@ -125,80 +127,96 @@ class MLPKernel:
     Args:
         layers: The layers that are learned; see `plain_layers`.
         target_layers: Those of the target network, or `layers` themselves.
+        adam: For whole updates.
         config: `variant`, `loss` and `huber_delta` are used.
     """
 
     def __init__(
-        self, layers: list[nn.Linear], target_layers: list[nn.Linear], config: DQNConfig
+        self,
+        layers: list[nn.Linear],
+        target_layers: list[nn.Linear],
+        adam: AdamKernel | None,
+        config: DQNConfig,
     ) -> None:
         from dqn_adapters import kernel  # numba takes half a second to import
 
         self._kernel = kernel
-        self._layers, self._target_layers, self._config = layers, target_layers, config
+        self._layers, self._target_layers, self._adam = layers, target_layers, adam
+        self._config = config
+        self._loss = config.variant == "double", config.loss == "mse", config.huber_delta
         widths = [layers[0].in_features, *(layer.out_features for layer in layers)]
         self._sizes = np.array(widths, np.int64)
         self._features, self._actions = widths[0], widths[-1]
         self._no_masks = np.zeros((0, self._actions), np.bool_)
         self._batch: Transition | None = None  # the last one, if it was read in place
         self._kept: tuple[Any, ...] = ()  # what the addresses in `_batch_table` belong to
-        self._batch_table = np.zeros(0, np.int64)
-        self._acting = _Table(1, len(layers), 2)
-        self._tensors = _Table(3, len(layers), 2)  # of online, target, gradient
+        self._batch_table, self._rows = np.zeros(0, np.int64), 0
+        self._acting = _Table(len(layers), 2)
+        self._gradient = _Table(3, 2 * len(layers))  # of target, learned, gradient
+        self._tensors = _Table(6, 2 * len(layers))  # and of Adam's state
 
     def __reduce__(self) -> Any:  # a copy works on the copies, by addresses of its own
-        return MLPKernel, (self._layers, self._target_layers, self._config)
+        return MLPKernel, (self._layers, self._target_layers, self._adam, self._config)
 
     def greedy(
         self, observations: Arrays, action_masks: NDArray[np.bool_] | None = None
     ) -> NDArray[np.int64] | None:
         """The greedy legal actions `(N,)` for N observations."""
-        parameters = _parameters(self._layers)
-        table = self._acting.of(parameters)
-        if table is None or isinstance(observations, dict):
+        layers = self._acting.of(_parameters(self._layers))
+        if layers is None or isinstance(observations, dict):
             return None
-        shape = len(observations), self._features
-        if observations.size != shape[0] * shape[1]:
-            return None
-        rows = np.ascontiguousarray(observations, np.float32).reshape(shape)
+        rows, shape = observations, (len(observations), self._features)
+        if rows.shape != shape or rows.dtype != np.float32 or not rows.flags.c_contiguous:
+            if rows.size != shape[0] * shape[1]:
+                return None
+            rows = np.ascontiguousarray(rows, np.float32).reshape(shape)
         masks = self._no_masks
         if action_masks is not None:
             masks = np.ascontiguousarray(action_masks, np.bool_)
             if masks.shape != (shape[0], self._actions):
                 return None
-        actions: NDArray[np.int64] = self._kernel.greedy(self._sizes, table[0], rows, masks)
+        actions: NDArray[np.int64] = self._kernel.greedy(self._sizes, layers, rows, masks)
         return actions
 
-    def gradient(self, batch: Transition) -> tuple[torch.Tensor, ...] | None:
-        """The fields of a `learner.TDLoss`; the gradient is left in the parameters' `grad`, as by
-        torch."""
-        parameters = _parameters(self._layers)
-        gradient = list(map(_GRADIENT, parameters))
-        for k, parameter in enumerate(parameters):
+    def gradient(self, batch: Transition) -> NDArray[np.float32] | None:
+        """What the gradient was made of, laid out as by `kernel.td_gradient`; the gradient itself
+        is left in the parameters' `grad`, as by torch."""
+        networks = self._networks()
+        tensors = None if networks is None else self._gradient.of(networks)
+        if tensors is None or not self._look_at(batch):
+            return None
+        seen = np.empty(5 + 3 * self._rows, np.float32)
+        done = self._kernel.td_gradient(self._sizes, tensors, self._batch_table, seen, *self._loss)
+        return seen if done else None
+
+    def update(self, batch: Transition) -> NDArray[np.float32] | None:
+        """The same and the optimiser's step, in one call. If the loss is not finite, there is no
+        step."""
+        networks = self._networks()
+        options = None if self._adam is None else self._adam.options()
+        if self._adam is None or options is None or networks is None:
+            return None
+        tensors = self._tensors.of([*networks, *self._adam.moments()])
+        if tensors is None or not self._look_at(batch):
+            return None
+        seen = np.empty(5 + 3 * self._rows, np.float32)
+        done = self._kernel.update(
+            *(self._sizes, self._adam.counts, tensors, self._batch_table, seen),
+            *self._loss,
+            *options,
+        )
+        return seen if done else None
+
+    def _networks(self) -> list[Any] | None:
+        """Target, learned parameters and gradients; None if one is not to be learned."""
+        parameters, gradient = _parameters(self._layers), []
+        for parameter in parameters:
             if not parameter.requires_grad:
                 return None
-            if gradient[k] is None:
-                gradient[k] = parameter.grad = torch.zeros_like(parameter)
-        table = self._tensors.of([*parameters, *_parameters(self._target_layers), *gradient])
-        if table is None or not self._look_at(batch):
-            return None
-        online, target, d_online = table
-        rows = batch.rewards.shape[0]
-        loss, per_row = torch.empty(()), torch.empty(3, rows)
-        config = self._config
-        done = self._kernel.td_gradient(
-            self._sizes,
-            online,
-            online if config.variant == "double" else target,
-            target,
-            d_online,
-            self._batch_table,
-            rows,
-            loss.data_ptr(),
-            per_row.data_ptr(),
-            config.loss == "mse",
-            config.huber_delta,
-        )
-        return (loss, *per_row.unbind()) if done else None
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradient.append(parameter.grad)
+        return [*_parameters(self._target_layers), *parameters, *gradient]
 
     def _look_at(self, batch: Transition) -> bool:
         """Whether the kernel can read the batch; its addresses are then in `_batch_table`."""
@@ -228,7 +246,7 @@ class MLPKernel:
                 table.append(field.data_ptr())
             else:
                 return False
-        self._batch_table, self._kept = np.array(table, np.int64), kept
+        self._batch_table, self._kept, self._rows = np.array(table, np.int64), kept, rows
         converted = any(a is not b for a, b in zip(kept, batch, strict=True))
         self._batch = None if converted else batch
         return True
@@ -240,67 +258,64 @@ class AdamKernel:
 
     Args:
         parameters: Of the network; all that the optimiser has.
-        optimizer: Any optimiser; what is not plain Adam is left to torch, see `step`.
+        optimizer: Any optimiser; what is not plain Adam is left to torch, see `options`.
+        config: `max_grad_norm` is used.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, config: DQNConfig
+    ) -> None:
         from dqn_adapters import kernel
 
         self._kernel = kernel
-        self._parameters, self._optimizer = parameters, optimizer
-        self._sizes = np.array([parameter.numel() for parameter in parameters], np.int64)
-        self._tensors = _Table(2, len(parameters))  # of values and gradients
-        self._moments = _Table(len(parameters), 3)
-        self._state: list[Any] = []  # what the addresses of the moments belong to
+        self._parameters, self._optimizer, self._config = parameters, optimizer, config
+        self._max_norm = math.inf if config.max_grad_norm is None else config.max_grad_norm
+        self.counts = np.array([parameter.numel() for parameter in parameters], np.int64)
+        self._tensors = _Table(5, len(parameters))
 
     def __reduce__(self) -> Any:
-        return AdamKernel, (self._parameters, self._optimizer)
+        return AdamKernel, (self._parameters, self._optimizer, self._config)
 
-    def step(self, max_norm: float | None) -> torch.Tensor | None:
-        """Clip to a global norm and step; the norm before clipping, `()`.
+    def options(self) -> tuple[float, ...] | None:
+        """The norm to clip to, step size, both decays and eps.
 
-        None, and nothing is done, unless the optimiser is `torch.optim.Adam` itself with nothing
-        but step size, betas and eps, over just these parameters, on the CPU, without hooks.
+        None unless the optimiser is `torch.optim.Adam` itself with nothing but these, over just
+        the parameters, without hooks.
         """
-        optimizer, parameters = self._optimizer, self._parameters
-        if not _is_plain_adam(optimizer):
+        optimizer = self._optimizer
+        groups = optimizer.param_groups
+        if not _is_plain_adam(optimizer) or not _are(groups[0]["params"], self._parameters):
             return None
-        group = optimizer.param_groups[0]
-        gradient = list(map(_GRADIENT, parameters))
-        if not _are(group["params"], parameters) or any(g is None for g in gradient):
-            return None
-        tensors = self._tensors.of([*parameters, *gradient])
-        moments = self._moments_of(optimizer.state)
-        if tensors is None or moments is None:
-            return None
-        values, grads = tensors
-        norm = torch.empty(())
-        limit = math.inf if max_norm is None else max_norm
-        lr, (beta1, beta2), eps = float(group["lr"]), group["betas"], group["eps"]
-        self._kernel.clipped_adam(
-            self._sizes, values, grads, moments, norm.data_ptr(), limit, lr, beta1, beta2, eps
-        )
+        lr, (beta1, beta2), eps = _ADAM(groups[0])
         optimizer._opt_called = True  # type: ignore[attr-defined]  # what torch's schedulers ask
-        return norm
+        return self._max_norm, float(lr), float(beta1), float(beta2), eps
 
-    def _moments_of(self, state: Any) -> NDArray[np.int64] | None:
-        """Addresses of both moments and the step count of every parameter."""
-        parameters = self._parameters
-        if len(state) < len(parameters):
-            for parameter in parameters:
-                if parameter not in state:  # as Adam begins
+    def moments(self) -> list[Any]:
+        """First moments, second moments and step counts of all parameters."""
+        state: Any = self._optimizer.state
+        if not _are([*state], self._parameters):  # as Adam begins
+            for parameter in self._parameters:
+                if parameter not in state:
                     state[parameter] = {
                         "step": torch.tensor(0.0),
                         "exp_avg": torch.zeros_like(parameter),
                         "exp_avg_sq": torch.zeros_like(parameter),
                     }
-        held = [*state, *state.values(), *(t for of_one in state.values() for t in of_one.values())]
-        if not _are(held, self._state):
-            names = "exp_avg", "exp_avg_sq", "step"
-            tensors = [state[parameter][name] for parameter in parameters for name in names]
-            self._state, self._moments = held, _Table(len(parameters), 3)
-            self._moments.of(tensors)
-        return self._moments.array
+        states = [state[parameter] for parameter in self._parameters]
+        return [moment(one) for moment in _MOMENTS for one in states]
+
+    def step(self) -> float | None:
+        """Clip to the global norm and step; the norm before clipping. None, and nothing is done,
+        where the kernel cannot; see `options`."""
+        options = self.options()
+        gradient = [parameter.grad for parameter in self._parameters]
+        if options is None or any(g is None for g in gradient):
+            return None
+        tensors = self._tensors.of([*self._parameters, *gradient, *self.moments()])
+        if tensors is None:
+            return None
+        norm: float = self._kernel.clipped_adam(self.counts, tensors, *options)
+        return norm
 
 
 class _Table:
@@ -309,17 +324,16 @@ class _Table:
     def __init__(self, *shape: int) -> None:
         self._shape = shape
         self._pointers: list[int] = []
-        self.array: NDArray[np.int64] | None = None
-        """The last ones; None if a tensor was not contiguous float32 on the CPU."""
+        self._array: NDArray[np.int64] | None = None
 
     def of(self, tensors: list[Any]) -> NDArray[np.int64] | None:
-        """The addresses of these tensors; see `array`."""
+        """The addresses of these tensors; None unless all are contiguous float32 on the CPU."""
         pointers = list(map(_ADDRESS, tensors))
         if pointers != self._pointers:
             plain = all(map(_is_plain_tensor, tensors))
             self._pointers = pointers
-            self.array = np.array(pointers, np.int64).reshape(self._shape) if plain else None
-        return self.array
+            self._array = np.array(pointers, np.int64).reshape(self._shape) if plain else None
+        return self._array
 
 
 def _are(some: Sequence[Any], others: Sequence[Any]) -> bool:

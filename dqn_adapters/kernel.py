@@ -1,9 +1,9 @@
 """DQN on a ReLU MLP, compiled by numba: acting, the gradient of the TD loss, clipping and Adam.
 
 On networks of this size an update in torch is nearly all overhead: some hundred small operations,
-each of which costs more to call than to compute. Here the gradient is one call and the optimiser's
-step another. They compute what `learner.td_loss` and `torch.optim.Adam` define, and the tests hold
-them to that.
+each of which costs more to call than to compute. Here it is one call, `update`; its two halves can
+be called alone, where another optimiser steps or another network gives the gradient. They compute
+what `learner.td_loss` and `torch.optim.Adam` define, and the tests hold them to that.
 
 The functions work in torch's own memory: networks, gradients and the optimiser's state come as the
 addresses of contiguous float32 tensors, so nothing is copied, and torch sees every change. Whoever
@@ -98,30 +98,19 @@ def greedy(sizes: Any, layers: Any, inputs: Any, legal: Any) -> NDArray[np.int64
 
 @njit(cache=True, fastmath=_MATH, error_model="numpy")
 def td_gradient(
-    sizes: Any,
-    online: Any,
-    selector: Any,
-    value: Any,
-    gradient: Any,
-    batch: Any,
-    rows: int,
-    loss_address: int,
-    rows_address: int,
-    mse: bool,
-    delta: float,
+    sizes: Any, tensors: Any, batch: Any, seen: Any, double: bool, mse: bool, delta: float
 ) -> bool:
     """The TD loss of a batch and its gradient; see `learner.td_loss`.
 
     Args:
         sizes: int64 `(L + 1,)`, inputs and units of the L layers.
-        online: int64 `(L, 2)`, addresses of the weights and biases that are learned.
-        selector: Likewise, of the network that selects the next action.
-        value: Likewise, of the network that evaluates it; may be the same as `selector`.
-        gradient: Likewise, where the gradient goes.
+        tensors: int64 `(3 or more, 2 L)`, addresses of the weights and biases of the target
+            network, of those that are learned (which may be the same), and of their gradients.
         batch: int64 `(7,)`, addresses: the fields of a `Transition` in their order; 0 is None.
-        rows: B.
-        loss_address: Where the loss goes.
-        rows_address: Where `(3, B)` go: TD errors, predictions, targets.
+        seen: float32 `(5 + 3 B,)`, where it goes what the update saw: loss, means of the absolute
+            TD errors, of predictions and targets, a place for the gradient's norm; then the B TD
+            errors, predictions and targets.
+        double: The learned network selects the next action; else the target network does.
         mse: Squared errors; else Huber's loss.
         delta: Of Huber's loss.
 
@@ -129,7 +118,8 @@ def td_gradient(
         False if the batch cannot be right (an action out of range, no legal next action where
         there is a next state); nothing is written then.
     """
-    actions = sizes[-1]
+    rows, actions, last = (len(seen) - 5) // 3, sizes[-1], len(sizes) - 2
+    target_net, online, gradient = tensors[:3].reshape((3, last + 1, 2))
     s = carray(_floats(batch[0]), (rows, sizes[0]))
     a = carray(_ints(batch[1]), (rows,))
     rewards = carray(_floats(batch[2]), (rows,))
@@ -137,8 +127,7 @@ def td_gradient(
     s_next = carray(_floats(batch[4]), (rows, sizes[0]))
     legal = carray(_bools(batch[5]), (rows if batch[5] else 0, actions))
     weights = carray(_floats(batch[6]), (rows if batch[6] else 0,))
-    loss = carray(_floats(loss_address), (1,))
-    td_error, q_value, target = carray(_floats(rows_address), (3, rows))
+    td_error, q_value, target = seen[5:].reshape((3, rows))
 
     for i in range(rows):
         if a[i] < 0 or a[i] >= actions:
@@ -147,21 +136,20 @@ def td_gradient(
             return False
 
     work = np.empty(rows * sizes[1:].sum(), np.float32)
-    q_next = _forward(sizes, selector, s_next, work)
+    q_next = _forward(sizes, online if double else target_net, s_next, work)
     selected = np.empty(rows, np.int64)
     for i in range(rows):
         selected[i] = _argmax(q_next[i], legal[i] if len(legal) else legal[:0, 0])
-    if value[0, 0] != selector[0, 0]:
-        q_next = _forward(sizes, value, s_next, work)
+    if double:
+        q_next = _forward(sizes, target_net, s_next, work)
     for i in range(rows):
         target[i] = rewards[i]
         if discounts[i] != 0:  # what lies behind a terminal state may be infinite or NaN
             target[i] += discounts[i] * q_next[i, selected[i]]
 
     q_values = _forward(sizes, online, s, work)
-    # From here on `work` holds the gradients with respect to the layers' outputs, one by one.
-    d_out = np.zeros((rows, actions), np.float32)
-    total = 0.0
+    slopes = np.empty(rows, np.float32)  # of the loss, in the predictions
+    totals = np.zeros(4)
     for i in range(rows):
         q_value[i] = q_values[i, a[i]]
         td_error[i] = target[i] - q_value[i]
@@ -173,81 +161,96 @@ def td_gradient(
             element, slope = delta * (size - delta / 2), -math.copysign(delta, td_error[i])
         else:
             element, slope = size * size / 2, -td_error[i]
-        total += weight * element
-        d_out[i, a[i]] = weight * slope / rows
-    loss[0] = total / rows
+        slopes[i] = weight * slope / rows
+        totals[0] += weight * element
+        totals[1] += size
+        totals[2] += q_value[i]
+        totals[3] += target[i]
+    for k in range(4):
+        seen[k] = totals[k] / rows
 
-    end = len(work) - rows * actions  # where the outputs of the layer below end
-    for k in range(len(online) - 1, -1, -1):
+    # Backwards; `end` is where in `work` the outputs of the layer below end. In the last layer the
+    # actions that were not taken have no gradient.
+    end = len(work) - rows * actions
+    d_out = np.empty((0, 0), np.float32)
+    for k in range(last, -1, -1):
         wide, narrow = sizes[k + 1], sizes[k]
         x = s
         if k > 0:
             x = work[end - rows * narrow : end].reshape((rows, narrow))
             end -= rows * narrow
+        weight_k = carray(_floats(online[k, 0]), (wide, narrow))
+        d_weight = carray(_floats(gradient[k, 0]), (wide, narrow))
         d_bias = carray(_floats(gradient[k, 1]), (wide,))
+        d_x = np.empty((rows, narrow if k else 0), np.float32)
         d_bias[:] = 0
-        for i in range(rows):
-            for j in range(wide):
-                d_bias[j] += d_out[i, j]
-        np.dot(d_out.T, x, carray(_floats(gradient[k, 0]), (wide, narrow)))
-        if k > 0:
-            d_x = np.empty((rows, narrow), np.float32)
-            np.dot(d_out, carray(_floats(online[k, 0]), (wide, narrow)), d_x)
+        if k == last:
+            d_weight[:] = 0
             for i in range(rows):
+                slope, taken = slopes[i], a[i]
+                d_bias[taken] += slope
                 for j in range(narrow):
-                    if x[i, j] <= 0:
-                        d_x[i, j] = 0
-            d_out = d_x
+                    d_weight[taken, j] += slope * x[i, j]
+                for j in range(d_x.shape[1]):
+                    d_x[i, j] = slope * weight_k[taken, j]
+        else:
+            for i in range(rows):
+                for j in range(wide):
+                    d_bias[j] += d_out[i, j]
+            np.dot(d_out.T, x, d_weight)
+            if k > 0:
+                np.dot(d_out, weight_k, d_x)
+        for i in range(rows):
+            for j in range(d_x.shape[1]):
+                d_x[i, j] = np.float32(0.0) if x[i, j] <= 0 else d_x[i, j]
+        d_out = d_x
     return True
 
 
 @njit(cache=True, fastmath=_MATH, error_model="numpy")
 def clipped_adam(
-    sizes: Any,
-    parameters: Any,
-    gradient: Any,
-    moments: Any,
-    norm_address: int,
+    counts: Any,
+    tensors: Any,
     max_norm: float,
     lr: float,
     beta1: float,
     beta2: float,
     eps: float,
-) -> None:
+) -> float:
     """Clip the gradient to a global L2 norm (as `clip_grad_norm_`), in place; a step of Adam
     (Kingma & Ba 2015; as `torch.optim.Adam`).
 
     Args:
-        sizes: int64 `(P,)`, elements of every parameter.
-        parameters: int64 `(P,)`, addresses of the parameters.
-        gradient: int64 `(P,)`, addresses of their gradients.
-        moments: int64 `(P, 3)`, addresses of first and second moments and of step counts.
-        norm_address: Where the norm before clipping goes.
+        counts: int64 `(P,)`, elements of every parameter.
+        tensors: int64 `(5, P)`, addresses of the parameters, their gradients, the first moments,
+            the second moments, and the step counts.
         max_norm: Infinite: the gradient is not clipped.
         lr: Step size.
         beta1: Decay of the first moment.
         beta2: Decay of the second moment.
         eps: Added to the denominator.
+
+    Returns:
+        The norm before clipping.
     """
     squares = 0.0
-    for p in range(len(sizes)):
-        g = carray(_floats(gradient[p]), (sizes[p],))
+    for p in range(len(counts)):
+        g = carray(_floats(tensors[1, p]), (counts[p],))
         part = np.float32(0.0)
         for i in range(len(g)):
             part += g[i] * g[i]
         squares += float(part)
     norm = math.sqrt(squares)
-    carray(_floats(norm_address), (1,))[0] = norm
     ratio = max_norm / (norm + 1e-6) if max_norm < np.inf else 1.0
     scale = np.float32(1.0 if ratio > 1 else ratio)  # NaN stays NaN
     decay1, decay2 = np.float32(1 - beta1), np.float32(1 - beta2)
     keep2 = np.float32(beta2)
-    for p in range(len(sizes)):
-        x = carray(_floats(parameters[p]), (sizes[p],))
-        g = carray(_floats(gradient[p]), (sizes[p],))
-        m = carray(_floats(moments[p, 0]), (sizes[p],))
-        v = carray(_floats(moments[p, 1]), (sizes[p],))
-        step = carray(_floats(moments[p, 2]), (1,))
+    for p in range(len(counts)):
+        x = carray(_floats(tensors[0, p]), (counts[p],))
+        g = carray(_floats(tensors[1, p]), (counts[p],))
+        m = carray(_floats(tensors[2, p]), (counts[p],))
+        v = carray(_floats(tensors[3, p]), (counts[p],))
+        step = carray(_floats(tensors[4, p]), (1,))
         step[0] += 1
         rate = np.float32(lr / (1 - beta1 ** step[0]))
         root = np.float32(math.sqrt(1 - beta2 ** step[0]))
@@ -257,3 +260,36 @@ def clipped_adam(
             m[i] += decay1 * (g[i] - m[i])
             v[i] = keep2 * v[i] + decay2 * g[i] * g[i]
             x[i] -= rate * m[i] / (np.sqrt(v[i]) / root + small)
+    return norm
+
+
+@njit(cache=True, fastmath=_MATH, error_model="numpy")
+def update(
+    sizes: Any,
+    counts: Any,
+    tensors: Any,
+    batch: Any,
+    seen: Any,
+    double: bool,
+    mse: bool,
+    delta: float,
+    max_norm: float,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> bool:
+    """`td_gradient` and then, if the loss is finite, `clipped_adam`.
+
+    Args:
+        tensors: int64 `(6, 2 L)`, addresses of the target network's parameters, and of what
+            `clipped_adam` takes.
+
+    Returns:
+        As `td_gradient`.
+    """
+    if not td_gradient(sizes, tensors, batch, seen, double, mse, delta):
+        return False
+    if np.isfinite(seen[0]):
+        seen[4] = clipped_adam(counts, tensors[1:], max_norm, lr, beta1, beta2, eps)
+    return True

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -39,7 +41,8 @@ class TDLoss(NamedTuple):
     """`(B,)`."""
 
 
-class UpdateMetrics(NamedTuple):
+@dataclass(eq=False)
+class UpdateMetrics:
     """What one update saw: detached tensors on the learner's device, nothing synchronised."""
 
     loss: torch.Tensor
@@ -57,6 +60,26 @@ class UpdateMetrics(NamedTuple):
     grad_norm: torch.Tensor
     """`()`, the global L2 norm of the gradient before clipping."""
 
+    _seen: NDArray[np.float32] | None = field(default=None, init=False, repr=False)
+
+    @classmethod
+    def of(cls, seen: NDArray[np.float32]) -> UpdateMetrics:
+        """From what `kernel.td_gradient` wrote. The tensors are made when one is asked for."""
+        metrics = cls.__new__(cls)
+        metrics._seen = seen
+        return metrics
+
+    def __getattr__(self, name: str) -> Any:  # only for what is not there yet
+        if name not in METRICS or self._seen is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        seen = torch.from_numpy(self._seen)
+        values = seen[0], *seen[5:].view(3, -1).unbind(), seen[4]
+        self.__dict__.update(zip(METRICS, values, strict=True))
+        return self.__dict__[name]
+
+
+METRICS = tuple(part.name for part in fields(UpdateMetrics))[:5]
+
 
 def mean_metrics(metrics: Sequence[UpdateMetrics]) -> dict[str, float]:
     """Means over updates and their batches, as numbers for a log.
@@ -64,22 +87,14 @@ def mean_metrics(metrics: Sequence[UpdateMetrics]) -> dict[str, float]:
     Returns:
         `loss`, `td_error` (of its absolute value), `q_value`, `td_target`, `grad_norm`.
     """
-    means = {}
-    if metrics[0].loss.device.type == "cpu":  # numpy's calls cost half of torch's
-        for name, values in zip(UpdateMetrics._fields, zip(*metrics, strict=True), strict=True):
-            if values[0].ndim == 0:
-                means[name] = sum(value.item() for value in values) / len(values)
-                continue
-            arrays = [value.numpy() for value in values]
-            if name == "td_error":
-                arrays = [np.abs(array) for array in arrays]
-            means[name] = float(sum(np.add.reduce(a) / a.size for a in arrays)) / len(arrays)
-        return means
-    stacked = UpdateMetrics(*map(torch.stack, zip(*metrics, strict=True)))
-    stacked = stacked._replace(td_error=stacked.td_error.abs())
+    seen = [one._seen[:5] for one in metrics if one._seen is not None]
+    if len(seen) == len(metrics):
+        return dict(zip(METRICS, np.mean(seen, axis=0, dtype=float).tolist(), strict=True))
+    stacked = [torch.stack([getattr(one, name) for one in metrics]) for name in METRICS]
+    stacked[1] = stacked[1].abs()
     # One transfer for all: each would wait for the device.
     numbers = torch.stack([values.mean() for values in stacked]).tolist()
-    return dict(zip(UpdateMetrics._fields, numbers, strict=True))
+    return dict(zip(METRICS, numbers, strict=True))
 
 
 def td_loss(
@@ -251,29 +266,48 @@ class DQNLearner:
         target network: with the weights that it began with, after its own TD targets. This is
         Tianshou's order, whose unit it is.
         """
+        in_updates = self.config.target_update_unit == "updates" and self.num_updates > 0
+        sync = in_updates and self.num_updates % self.config.target_update_interval == 0
+        seen = None if self._mlp is None or sync else self._mlp.update(batch)
+        if seen is None:
+            metrics = self._update_in_parts(batch, sync)
+        else:
+            metrics = UpdateMetrics.of(seen)
+            if not math.isfinite(seen[0]):
+                check_loss(metrics.loss, self.num_updates)
+        self.counts["updates"] += 1
+        return metrics
+
+    def _update_in_parts(self, batch: Transition, sync: bool) -> UpdateMetrics:
+        """Gradient and step one after the other, each by the kernel or by torch."""
         seen = None if self._mlp is None else self._mlp.gradient(batch)
         if seen is None:
             loss, *per_row = self.td_loss(batch)
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            seen = (loss.detach(), *per_row)
-        check_loss(seen[0], self.num_updates)
-        in_updates = self.config.target_update_unit == "updates" and self.num_updates > 0
-        if in_updates and self.num_updates % self.config.target_update_interval == 0:
+            loss = loss.detach()
+        else:
+            loss = torch.tensor(seen[0])
+        check_loss(loss, self.num_updates)
+        if sync:
             self.sync_target()
-        max_norm = self.config.max_grad_norm
-        grad_norm = None if self._adam is None else self._adam.step(max_norm)
-        if grad_norm is None:
-            parameters = self.q_net.parameters()
-            if max_norm is None:
-                grad_norm = nn.utils.get_total_norm(
-                    [p.grad for p in parameters if p.grad is not None]
-                )
-            else:
-                grad_norm = nn.utils.clip_grad_norm_(parameters, max_norm)
-            self.optimizer.step()
-        self.counts["updates"] += 1
-        return UpdateMetrics(*seen, grad_norm)  # type: ignore[call-arg]
+        norm = self._step()
+        if seen is None:
+            return UpdateMetrics(loss, *per_row, norm)  # type: ignore[call-arg]
+        seen[4] = norm.item()
+        return UpdateMetrics.of(seen)
+
+    def _step(self) -> torch.Tensor:
+        norm = None if self._adam is None else self._adam.step()
+        if norm is not None:
+            return torch.tensor(norm)
+        parameters, max_norm = list(self.q_net.parameters()), self.config.max_grad_norm
+        if max_norm is None:
+            total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        else:
+            total = nn.utils.clip_grad_norm_(parameters, max_norm)
+        self.optimizer.step()
+        return total
 
     def count(self, *, steps: int = 0, episodes: int = 0) -> bool:
         """Add to the counters; sync the target network if they complete its period.
