@@ -60,7 +60,7 @@ class Checkpoints:
             progress: dict[str, Any] = json.loads(text)
             if not isinstance(progress["agent"], str):
                 raise TypeError("it names no agent")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self.damaged(error) from error

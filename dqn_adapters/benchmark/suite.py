@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import gymnasium as gym
 
 from dqn_adapters.benchmark import systems as systems_
+from dqn_adapters.benchmark.locating import Source
 from dqn_adapters.benchmark.recorder import make_environment
 from dqn_adapters.benchmark.spec import EnvironmentSpec, EvaluationSpec, RunSpec
 from dqn_adapters.benchmark.systems import System
@@ -242,7 +243,7 @@ def load_suite(name: str) -> Suite:
 
     Raises:
         SuiteError: there is no such suite, or it is malformed; the message names the file, the
-            key, what it holds and what is accepted.
+            line, the key, what it holds and what is accepted.
     """
     if name.endswith(".toml"):
         path = Path(name)
@@ -257,14 +258,17 @@ def load_suite(name: str) -> Suite:
             )
         path = suites[name]
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SuiteError(f"{path}: not valid TOML: {error}") from error
-    return _parse(values, path)
+    except OSError as error:
+        raise SuiteError(f"{path} cannot be read: {error.strerror}") from error
+    return _parse(values, path, Source(str(path), text))
 
 
-def _parse(values: dict[str, Any], path: Path) -> Suite:
-    top = _Table(values, str(path), "")
+def _parse(values: dict[str, Any], path: Path, source: Source) -> Suite:
+    top = _Table(values, source, "")
     config = _config(top.table("config", default={}))
     seeds = _seeds(top)
     listed = top.take("systems", _is_systems, '"all", a list of names, or tables, [[systems]]')
@@ -408,10 +412,11 @@ def _claim(table: _Table, known: Sequence[str], values: bool) -> Claim:
 
 
 def _config(table: _Table) -> DQNConfig:
+    values = _settings(table)
     try:
-        return DQNConfig.from_dict(_settings(table))
+        return DQNConfig.from_dict(values)
     except ValueError as error:
-        raise SuiteError(f"{table.place}: {error}") from error
+        raise table.error(error) from error
 
 
 def _overriding(table: _Table, config: DQNConfig) -> DQNConfig:
@@ -419,7 +424,7 @@ def _overriding(table: _Table, config: DQNConfig) -> DQNConfig:
     try:
         return dataclasses.replace(config, **values)
     except ValueError as error:
-        raise SuiteError(f"{table.place}: {error}") from error
+        raise table.error(error) from error
 
 
 def _settings(table: _Table) -> dict[str, Any]:
@@ -450,7 +455,7 @@ def _listed_systems(
         if isinstance(entry, str):
             chosen.update({each.name: each for each in _systems([entry], top.at("systems"))})
             continue
-        table = _Table(entry, top.file, f"systems.{number}")
+        table = _Table(entry, top.source, f"systems.{number}")
         name = table.take("system", _is_text, "the name of a system")
         label = table.take("label", _is_text, "a text", default=name)
         settings = table.table("config", default={})
@@ -473,7 +478,7 @@ def _listed_systems(
         try:
             values = {key: made.configure(config).to_dict()[key] for key in values}
         except ValueError as error:
-            raise SuiteError(f"{settings.place}: {error}") from error
+            raise settings.error(error) from error
         chosen[label] = dataclasses.replace(made, settings=values)
     return tuple(chosen.values())
 
@@ -567,20 +572,23 @@ def _check_environment(spec: EnvironmentSpec, source: str) -> None:
 class _Table:
     """A TOML table that is read key by key; what is left over is an error."""
 
-    def __init__(self, values: Mapping[str, Any], file: str, name: str) -> None:
+    def __init__(self, values: Mapping[str, Any], source: Source, name: str) -> None:
         self.values = values
-        self.file = file
+        self.source = source
         self.name = name
         self._taken: set[str] = set()
 
-    @property
-    def place(self) -> str:
-        """The file and the table, for messages."""
-        return f"{self.file}: [{self.name}]" if self.name else f"{self.file}:"
-
     def at(self, key: str) -> str:
         """The place of a key, for messages."""
-        return f"{self.place} {key}"
+        return f"{self._place(key)} {key}"
+
+    def error(self, error: ValueError) -> SuiteError:
+        """What a configuration says to the values of the table, with their place."""
+        return SuiteError(f"{self._place(str(error).partition('=')[0])}: {error}")
+
+    def _place(self, key: str) -> str:
+        line = self.source.at(".".join(filter(None, [self.name, key])))
+        return f"{line}: [{self.name}]" if self.name else f"{line}:"
 
     def take(
         self, key: str, accepts: Callable[[Any], bool], accepted: str, default: Any = ...
@@ -605,7 +613,7 @@ class _Table:
     def table(self, key: str, default: Any = ...) -> _Table:
         name = f"{self.name}.{key}" if self.name else key
         value = self.take(key, lambda value: isinstance(value, dict), f"a table, [{name}]", default)
-        return _Table(value, self.file, name)
+        return _Table(value, self.source, name)
 
     def boolean(self, key: str) -> bool:
         """False if it is not there."""
@@ -633,7 +641,7 @@ class _Table:
             f"one or more tables, [[{name}]]",
             default,
         )
-        return [_Table(row, self.file, f"{name}.{number}") for number, row in enumerate(value, 1)]
+        return [_Table(row, self.source, f"{name}.{number}") for number, row in enumerate(value, 1)]
 
     def check_keys(self, known: Collection[str]) -> None:
         for key in self.values:
