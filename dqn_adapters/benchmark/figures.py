@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
 
 from dqn_adapters.benchmark.statistics import Band, Estimate
 
@@ -34,6 +36,8 @@ VARIANT_COLOURS = {"vanilla": VERMILLION, "target": BLUE, "double": GREEN}
 VARIANT_MARKERS = {"vanilla": "v", "target": "o", "double": "D"}
 SPARE = ((PURPLE, "s"), (ORANGE, "^"), (SKY, "P"), (BLACK, "X"))
 """Colours and markers of further systems in a panel."""
+_DIVERGED = 1_000.0
+"""Beyond it, a linear axis would show nothing else."""
 LIBRARY_COLOURS = {"native": BLACK, "sb3": ORANGE, "tianshou": PURPLE}
 LIBRARY_MARKERS = {"native": "o", "sb3": "s", "tianshou": "^"}
 
@@ -122,16 +126,77 @@ def profiles(title: str, lines: Sequence[Line]) -> str:
 
 
 def bias_curves(title: str, lines: Sequence[Line], *, limits: tuple[float, float]) -> str:
-    """One panel: mean overestimation against environment steps, linear up to 1 and logarithmic
-    beyond, for estimates that diverge."""
+    """One panel: mean overestimation against environment steps; where estimates diverge, the axis
+    is linear up to 1 and logarithmic beyond."""
     return _curves(
         title,
         lines,
         limits=limits,
         threshold=0.0,
         labels=("environment steps", "estimate \N{MINUS SIGN} return"),
-        symlog=True,
+        symlog=max(map(abs, limits)) > _DIVERGED,
     )
+
+
+@dataclass(frozen=True)
+class ExampleLine:
+    """A variant on Example 6.7; arrays `(episodes,)`."""
+
+    label: str
+    share: NDArray[np.float64]
+    """Of runs that go left."""
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    """Where its tabular oracle says that it should be."""
+
+    colour: str
+    marker: str
+
+
+def example(lines: Sequence[ExampleLine], *, optimal: float) -> str:
+    """Example 6.7: how often runs go left, against episodes, on the bands of their oracles.
+
+    Args:
+        lines: What to draw.
+        optimal: A dotted horizontal line.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(5.2, 3.1)
+        axes.set_title("Example 6.7: going left")
+        axes.axhline(optimal, color=GREY, linewidth=1.0, linestyle=(0, (1, 2)))
+        for line in lines:
+            episodes = np.arange(1, len(line.share) + 1)
+            axes.fill_between(
+                episodes, line.low, line.high, color=line.colour, alpha=0.22, linewidth=0
+            )
+            axes.plot(
+                episodes,
+                line.share,
+                color=line.colour,
+                linewidth=1.2,
+                marker=line.marker,
+                markersize=4.0,
+                markevery=len(episodes) // 12 or 1,
+                label=line.label,
+            )
+        axes.annotate(
+            "optimal",
+            (len(episodes), optimal),
+            (0, -3),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize=8.0,
+            color="#555555",
+        )
+        axes.set_xlim(0, len(episodes))
+        axes.set_ylim(-0.04, 1)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_xlabel("episodes")
+        axes.set_ylabel("runs that go left from A")
+        axes.legend(loc="upper right")
+        return _svg(figure)
 
 
 def _curves(
@@ -192,8 +257,8 @@ def intervals(
         title: Above the plot.
         groups: Rows under headings.
         label: Of the horizontal axis.
-        from_zero: Let the axis begin at 0 and draw a bar to the mean: for quantities of which
-            ratios are compared.
+        from_zero: Draw a bar from 0 to the mean: for quantities of which ratios are compared, and
+            for differences.
     """
     with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x"}):
         rows = sum(len(marks) + 1 for marks in groups.values())
@@ -219,7 +284,13 @@ def intervals(
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
         if from_zero:
-            axes.set_xlim(left=0)
+            estimates = [mark.estimate for marks in groups.values() for mark in marks]
+            ends = [end for each in estimates for end in (each.low, each.high, *each.samples)]
+            if min(ends) >= 0:
+                axes.set_xlim(left=0)
+            elif max(ends) <= 0:
+                axes.set_xlim(right=0)
+            axes.axvline(0, color=GREY, linewidth=1.0, zorder=1)
         axes.set_xlabel(label)
         return _svg(figure)
 

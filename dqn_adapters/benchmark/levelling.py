@@ -405,6 +405,31 @@ def levelling_table(config: DQNConfig, total_timesteps: int) -> list[Row]:
     ]
 
 
+def by_environment(tables: Mapping[str, Sequence[Row]]) -> list[Row]:
+    """The tables of several environments as one: a setting that is not the same in all of them has
+    a row for each.
+
+    Args:
+        tables: By the title of the environment, as `levelling_table` makes them.
+    """
+    found: dict[str, dict[str, Row]] = {}
+    for title, rows in tables.items():
+        for each in rows:
+            found.setdefault(each.setting, {})[title] = each
+    merged = []
+    for setting, rows_of in found.items():
+        distinct = list(rows_of.values())
+        if len(rows_of) == len(tables) and all(each == distinct[0] for each in distinct):
+            merged.append(distinct[0])
+            continue
+        notes = {each.note for each in distinct}
+        for title, each in rows_of.items():
+            repeated = len(notes) == 1 and each is not distinct[-1]
+            note = "" if repeated else each.note
+            merged.append(dataclasses.replace(each, setting=f"{setting}, {title}", note=note))
+    return merged
+
+
 def own_settings(systems: Sequence[System]) -> list[Row]:
     """What a suite sets for single systems, and so is not levelled."""
     return [

@@ -5,17 +5,22 @@ actions ends it with a reward drawn from N(-0.1, 1). So `left` is worth -0.1 and
 maximum over ten noisy estimates is positive: who takes it for the value of B goes left.
 
 There is a table in place of a network, and nothing else differs: the targets are those of
-`dqn_adapters.targets`, with which the agents learn. All runs advance together.
+`dqn_adapters.targets`, with which the agents learn. All runs advance together. `tabular` is the
+oracle: the same written out in plain Python, run by run, without a tensor and without those
+targets.
 """
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 
+from dqn_adapters.benchmark.statistics import CONFIDENCE
 from dqn_adapters.config import Variant, checked_float, checked_int, rejected
 from dqn_adapters.targets import double_q_learning_target, q_learning_target
 
@@ -124,3 +129,68 @@ def simulate(variant: Variant, toy: Toy | None = None, *, seed: int = 0) -> Outc
         left[episode] = to_b.double().mean()
         bias[episode] = q[:, _B].max(dim=1).values.mean() - toy.reward_mean
     return Outcome(left, bias)
+
+
+def tabular(
+    variant: Variant, toy: Toy | None = None, *, runs: int = 400, seed: int = 0
+) -> NDArray[np.float64]:
+    """Learn the example as the textbook's box has it, one run after the other.
+
+    Q-learning takes its own maximum; with a second table, which is copied now and then, that one
+    gives the value, at its own maximum or at that of the first table.
+
+    Args:
+        variant: As in `DQNConfig`.
+        toy: Settings, of which `runs` is not used; None: those of the book.
+        runs: How many.
+        seed: Decides all that is random; nothing is shared with `simulate`.
+
+    Returns:
+        Share of the runs that went left, `(episodes,)`.
+    """
+    toy = Toy() if toy is None else toy
+    generator = random.Random(seed)
+    left = np.zeros(toy.episodes)
+    for _ in range(runs):
+        q = {"A": [0.0, 0.0], "B": [0.0] * ACTIONS}
+        lagged = q if variant == "vanilla" else {"A": [0.0, 0.0], "B": [0.0] * ACTIONS}
+        for episode in range(toy.episodes):
+            state = "A"
+            while state:
+                values = q[state]
+                best = max(values)
+                action = generator.choice([a for a, value in enumerate(values) if value == best])
+                if generator.random() < toy.epsilon:
+                    action = generator.randrange(len(values))
+                y, successor = 0.0, ""
+                if state == "B":
+                    y = generator.gauss(toy.reward_mean, toy.reward_std)
+                elif action == LEFT:
+                    successor = "B"
+                    left[episode] += 1
+                    selector = q["B"] if variant == "double" else lagged["B"]
+                    y = lagged["B"][selector.index(max(selector))]
+                values[action] += toy.alpha * (y - values[action])
+                state = successor
+            if (episode + 1) % toy.target_update_interval == 0 and lagged is not q:
+                lagged = {name: list(values) for name, values in q.items()}
+    return left / runs
+
+
+def agreement(
+    share: NDArray[np.float64], runs: int, others: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Where the shares of `others` runs are, 95 times in 100, if they do as `runs` runs of which
+    these are the shares.
+
+    Args:
+        share: `(episodes,)`.
+
+    Returns:
+        The lower and the upper ends, by the normal approximation to two binomials.
+    """
+    # Laplace's estimate: a share of 0 or 1 has a variance too.
+    smoothed = (share * runs + 1) / (runs + 2)
+    spread = np.sqrt(smoothed * (1 - smoothed) * (1 / runs + 1 / others))
+    reach = stats.norm.ppf((1 + CONFIDENCE) / 2) * spread
+    return share - reach, share + reach

@@ -7,8 +7,9 @@ import dataclasses
 import datetime
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,15 @@ from numpy.typing import NDArray
 
 from dqn_adapters.benchmark import figures, systems
 from dqn_adapters.benchmark.files import replacing
-from dqn_adapters.benchmark.levelling import Row, levelling_table, own_settings, shipped_table
+from dqn_adapters.benchmark.levelling import (
+    Row,
+    by_environment,
+    levelling_table,
+    own_settings,
+    shipped_table,
+)
 from dqn_adapters.benchmark.recorder import CUT, ValueCheck
-from dqn_adapters.benchmark.spec import EnvironmentSpec, RunSpec
+from dqn_adapters.benchmark.spec import EnvironmentSpec, EvaluationSpec, RunSpec
 from dqn_adapters.benchmark.statistics import (
     CONFIDENCE,
     MIN_SAMPLES,
@@ -40,7 +47,7 @@ from dqn_adapters.benchmark.statistics import (
     probability_of_improvement,
 )
 from dqn_adapters.benchmark.store import Failure, ForeignRunError, RunResult, Store
-from dqn_adapters.benchmark.suite import Suite, SuiteEnvironment
+from dqn_adapters.benchmark.suite import Published, Suite, SuiteEnvironment
 from dqn_adapters.config import VARIANTS
 
 FAMILIES = {
@@ -48,9 +55,13 @@ FAMILIES = {
     "sb3": "Stable-Baselines3",
     "tianshou": "Tianshou",
     "contrib": "Other algorithms",
+    "ablation": "DQN without a part",
     "pettingzoo": "PettingZoo",
 }
 """Implementations that are drawn in one panel, by the name without `-reference`."""
+
+LAST_EPISODES = 100
+"""Training episodes at the end whose mean return is held against published ones."""
 
 _OTHERS = "Your systems"
 _REFERENCE = "-reference"
@@ -182,10 +193,23 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class PublishedRow:
+    """A published score, and ours of the same kind."""
+
+    published: Published
+    ours: tuple[tuple[str, Estimate], ...]
+    """By system."""
+
+
+@dataclass(frozen=True)
 class EnvironmentReport:
     """One environment's part of the report."""
 
     id: str
+    slug: str
+    """In names of files."""
+
+    evaluation: EvaluationSpec
     threshold: float | None
     score_range: tuple[float, float] | None
     margin: float | None
@@ -206,6 +230,12 @@ class EnvironmentReport:
     curves_by_variant: tuple[Picture, ...]
     scores: tuple[Picture, ...]
     throughput: Picture
+    published: tuple[PublishedRow, ...]
+
+    @property
+    def total_timesteps(self) -> int:
+        """Environment steps of a training."""
+        return self.evaluation.timesteps[-1]
 
     @property
     def families(self) -> dict[str, list[SystemResult]]:
@@ -261,6 +291,15 @@ class Missing:
 
 
 @dataclass(frozen=True)
+class NotRun:
+    """Runs of one system that were never begun, or not finished."""
+
+    environment: str
+    system: str
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that the templates print."""
 
@@ -296,20 +335,44 @@ class Report:
     games: tuple[Any, ...] = ()
     """Of PettingZoo's games: who won how often against whom; see `games.GameReport`."""
 
+    claims: tuple[Any, ...] = ()
+    """What the suite tests, and what came of it; see `claims.ClaimReport`. If there are any, the
+    page is about them."""
+
+    example: Any = None
+    """Example 6.7 of Sutton & Barto, if the suite asks for it; see `claims.ExampleReport`."""
+
+    @property
+    def not_run(self) -> list[NotRun]:
+        """The missing runs that did not fail, by environment and system."""
+        seeds: dict[tuple[str, str], list[int]] = {}
+        for each in self.missing:
+            if each.failure is None:
+                key = each.run.environment.title, each.run.title
+                seeds.setdefault(key, []).append(each.run.seed_index)
+        return [NotRun(*key, tuple(sorted(found))) for key, found in seeds.items()]
+
     @property
     def pictures(self) -> list[Picture]:
-        """All of them."""
-        return [
-            picture
-            for environment in self.environments
-            for picture in (
-                *environment.bias_curves,
-                *environment.curves_by_family,
-                *environment.curves_by_variant,
-                *environment.scores,
-                environment.throughput,
-            )
-        ] + ([self.across.intervals, *self.across.profiles] if self.across else [])
+        """All that are on the page."""
+        example = [] if self.example is None else [self.example.picture]
+        if self.claims:
+            return [picture for claim in self.claims for picture in claim.pictures] + example
+        return (
+            example
+            + [
+                picture
+                for environment in self.environments
+                for picture in (
+                    *environment.bias_curves,
+                    *environment.curves_by_family,
+                    *environment.curves_by_variant,
+                    *environment.scores,
+                    environment.throughput,
+                )
+            ]
+            + ([self.across.intervals, *self.across.profiles] if self.across else [])
+        )
 
 
 def write_report(suite: Suite, store: Store, output: Path, *, asked_as: str) -> Path:
@@ -329,8 +392,9 @@ def write_report(suite: Suite, store: Store, output: Path, *, asked_as: str) -> 
         StoreError: a run is damaged.
     """
     report = collect(suite, store, asked_as=asked_as)
-    page = _render("report.html.j2", report, autoescape=True)
-    text = _render("report.md.j2", report, autoescape=False)
+    template = "claims" if report.claims else "report"
+    page = _render(f"{template}.html.j2", report, autoescape=True)
+    text = _render(f"{template}.md.j2", report, autoescape=False)
     output.mkdir(parents=True, exist_ok=True)
     for picture in report.pictures:
         _replace(output / f"{picture.name}.svg", picture.svg)
@@ -377,21 +441,18 @@ def collect(suite: Suite, store: Store, *, asked_as: str) -> Report:
         suite=suite,
         environments=environments,
         across=_across(environments),
-        summary=tuple(_summary(suite, environments, len(used), len(missing))),
+        # Where there are claims, the verdicts follow.
+        summary=tuple(
+            islice(
+                _summary(suite, environments, len(used), len(missing)),
+                1 if suite.claims else None,
+            )
+        ),
         finished=len(used),
         missing=missing,
         foreign=foreign,
         seeds=seeds,
-        levelling=_games().settings(suite)
-        if suite.many_agents
-        else tuple(
-            shipped_table(suite.total_timesteps, present)
-            if suite.shipped
-            else [
-                *levelling_table(suite.config, suite.total_timesteps),
-                *own_settings(suite.systems),
-            ]
-        ),
+        levelling=_settings(suite, present),
         implementations={name: label for name, label in systems.LABELS.items() if name in present},
         versions=_merged(result.versions for result in used),
         machines=tuple(_machines(used)),
@@ -400,13 +461,34 @@ def collect(suite: Suite, store: Store, *, asked_as: str) -> Report:
         made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         intervals=min(counts) >= MIN_SAMPLES,
         games=_games().reports(suite, used, store.path) if suite.many_agents else (),
+        claims=_claims().reports(suite.claims, environments) if suite.claims else (),
+        example=_claims().example() if suite.example else None,
     )
+
+
+def _settings(suite: Suite, present: Collection[str]) -> tuple[Row, ...]:
+    if suite.many_agents:
+        rows: tuple[Row, ...] = _games().settings(suite)
+        return rows
+    if suite.shipped:
+        return tuple(shipped_table(suite.total_timesteps, present))
+    tables = {
+        each.spec.title: levelling_table(each.config, each.total_timesteps)
+        for each in suite.environments
+    }
+    return (*by_environment(tables), *own_settings(suite.systems))
 
 
 def _games() -> Any:
     from dqn_adapters.benchmark import games  # which needs PettingZoo
 
     return games
+
+
+def _claims() -> Any:
+    from dqn_adapters.benchmark import claims  # which is made of what is here
+
+    return claims
 
 
 def _load(store: Store, names: Iterable[str]) -> Iterable[RunResult]:
@@ -428,9 +510,7 @@ def _environment(environment: SuiteEnvironment, results: Sequence[RunResult]) ->
     threshold = environment.threshold
     found = [_system(name, by_system[name], threshold) for name in sorted(by_system, key=place)]
     slug = _slug(environment.spec)
-    curves = [value for system in found for run in system.runs for value in run.scores]
-    margin = 0.04 * ((max(curves) - min(curves)) or 1.0)
-    limits = (min(curves) - margin, max(curves) + margin)
+    limits = score_limits(found)
     if threshold is not None and not limits[0] <= threshold <= limits[1]:
         threshold = None
 
@@ -447,7 +527,7 @@ def _environment(environment: SuiteEnvironment, results: Sequence[RunResult]) ->
                 says + " " + _curve_ends(members),
                 figures.learning_curves(
                     title,
-                    _distinct([line(system) for system in members]),
+                    distinct([line(system) for system in members]),
                     limits=limits,
                     threshold=threshold,
                 ),
@@ -455,7 +535,7 @@ def _environment(environment: SuiteEnvironment, results: Sequence[RunResult]) ->
             for number, (title, members) in enumerate(groups.items(), 1)
         )
 
-    measured = [system for system in found if any(_checks(run) for run in system.runs)]
+    measured = [system for system in found if any(value_checks(run) for run in system.runs)]
     by_variant: dict[str, list[SystemResult]] = {}
     for variant in VARIANTS:
         members = [each for each in found if each.variant == variant and not each.own]
@@ -464,6 +544,8 @@ def _environment(environment: SuiteEnvironment, results: Sequence[RunResult]) ->
     says = "Greedy return against environment steps, mean over seeds."
     return EnvironmentReport(
         id=environment.spec.title,
+        slug=slug,
+        evaluation=environment.evaluation,
         threshold=environment.threshold,
         score_range=environment.score_range,
         margin=environment.margin,
@@ -477,9 +559,9 @@ def _environment(environment: SuiteEnvironment, results: Sequence[RunResult]) ->
             _difference(system, reference, environment.margin)
             for system, reference in _variant_pairs(found)
         ),
-        overestimation=tuple(_overestimation(system) for system in measured),
+        overestimation=tuple(overestimation(system) for system in measured),
         bias_curves=_bias_pictures(slug, environment, measured),
-        curves_by_family=panels(_grouped(found), "family", _variant_line, says),
+        curves_by_family=panels(_grouped(found), "family", variant_line, says),
         curves_by_variant=panels(by_variant, "variant", _library_line, says),
         scores=(
             _interval_picture(
@@ -497,16 +579,32 @@ def _environment(environment: SuiteEnvironment, results: Sequence[RunResult]) ->
             lambda s: s.steps_per_second,
             from_zero=True,
         ),
+        published=tuple(
+            PublishedRow(each, tuple((system.name, _measure(system, each)) for system in found))
+            for each in environment.published
+        ),
     )
 
 
-def _checks(run: RunResult) -> list[ValueCheck]:
+def _measure(system: SystemResult, published: Published) -> Estimate:
+    """What was published, of ours."""
+    if published.measure == "final":
+        return system.final
+    return estimate(
+        [
+            float(np.mean([each.episode_return for each in run.episodes[-LAST_EPISODES:]]))
+            for run in system.runs
+        ]
+    )
+
+
+def value_checks(run: RunResult) -> list[ValueCheck]:
     """Of the evaluations after the first, which is of an untrained network."""
     return [each.values for each in run.evaluations[1:] if each.values is not None]
 
 
-def _overestimation(system: SystemResult) -> Overestimation:
-    by_run = [checks for run in system.runs if (checks := _checks(run))]
+def overestimation(system: SystemResult) -> Overestimation:
+    by_run = [checks for run in system.runs if (checks := value_checks(run))]
 
     def over_runs(value: Callable[[ValueCheck], float]) -> Estimate:
         return estimate([float(np.mean([value(each) for each in checks])) for checks in by_run])
@@ -518,34 +616,53 @@ def _overestimation(system: SystemResult) -> Overestimation:
         over_runs(lambda each: each.bias / scale),
         over_runs(lambda each: each.positive),
         diverged=sum(any(each.diverged for each in checks) for checks in by_run),
-        left_out=sum(len(run.evaluations) - 1 - len(_checks(run)) for run in system.runs),
+        left_out=sum(len(run.evaluations) - 1 - len(value_checks(run)) for run in system.runs),
     )
+
+
+def bias_band(system: SystemResult) -> Band | None:
+    """Mean overestimation against environment steps; None if it was not measured often enough."""
+    points = [
+        (step, biases)
+        for number, step in enumerate(system.runs[0].timesteps)
+        if len(
+            biases := [
+                check.bias
+                for run in system.runs
+                if (check := run.evaluations[number].values) is not None
+            ]
+        )
+        == len(system.runs)  # else the runs of the curve would change on the way
+    ]
+    if len(points) < 2:
+        return None
+    steps, curves = zip(*points, strict=True)
+    return band(steps, np.transpose(curves))
+
+
+def bias_limits(bands: Iterable[Band]) -> tuple[float, float]:
+    """Of a common vertical axis, with 0 on it."""
+    ends = [(float(each.low.min()), float(each.high.max())) for each in bands]
+    low, high = min(0.0, *(low for low, _ in ends)), max(0.0, *(high for _, high in ends))
+    margin = 0.06 * max(high - low, 1.0)
+    return low - margin, high + margin
+
+
+def score_limits(found: Iterable[SystemResult]) -> tuple[float, float]:
+    """Of a common vertical axis of learning curves."""
+    curves = [value for system in found for run in system.runs for value in run.scores]
+    margin = 0.04 * ((max(curves) - min(curves)) or 1.0)
+    return min(curves) - margin, max(curves) + margin
 
 
 def _bias_pictures(
     slug: str, environment: SuiteEnvironment, measured: Sequence[SystemResult]
 ) -> tuple[Picture, ...]:
-    bands = {}
-    for system in measured:
-        points = [
-            (step, biases)
-            for number, step in enumerate(system.runs[0].timesteps)
-            if len(
-                biases := [
-                    check.bias
-                    for run in system.runs
-                    if (check := run.evaluations[number].values) is not None
-                ]
-            )
-            == len(system.runs)  # else the runs of the curve would change on the way
-        ]
-        if len(points) > 1:
-            steps, curves = zip(*points, strict=True)
-            bands[system.name] = band(steps, np.transpose(curves))
+    bands = {each.name: found for each in measured if (found := bias_band(each)) is not None}
     shown = [system for system in measured if system.name in bands]
     if not shown:
         return ()
-    reach = max(max(abs(each.low.min()), abs(each.high.max()), 1.0) for each in bands.values())
+    limits = bias_limits(bands.values())
     return tuple(
         Picture(
             f"{slug}-bias-{number}",
@@ -553,13 +670,13 @@ def _bias_pictures(
             "Mean over the visited states of the estimated value minus the discounted return.",
             figures.bias_curves(
                 title,
-                _distinct(
+                distinct(
                     [
-                        dataclasses.replace(_variant_line(each), band=bands[each.name])
+                        dataclasses.replace(variant_line(each), band=bands[each.name])
                         for each in members
                     ]
                 ),
-                limits=(-1.3 * reach, 1.3 * reach),
+                limits=limits,
             ),
         )
         for number, (title, members) in enumerate(_grouped(shown).items(), 1)
@@ -574,8 +691,11 @@ def _system(name: str, results: Sequence[RunResult], threshold: float | None) ->
     family = implementation.removesuffix(_REFERENCE)
     reference = implementation.endswith(_REFERENCE)
     variant = runs[0].run.config.variant
+    told = next((each.label for each in systems.ALL_SYSTEMS if each.name == name), "")
     if own or family not in FAMILIES:
         label = name
+    elif told:
+        label = told
     elif reference:
         label = f"{variant}, host's own"
     else:
@@ -747,10 +867,10 @@ def _across(environments: Sequence[EnvironmentReport]) -> AcrossReport | None:
                 "Share of runs whose normalised area under the curve is above a score.",
                 figures.profiles(
                     title,
-                    _distinct(
+                    distinct(
                         [
                             dataclasses.replace(
-                                _variant_line(each), band=_profile(scores[each.name], grid)
+                                variant_line(each), band=_profile(scores[each.name], grid)
                             )
                             for each in members
                         ]
@@ -774,10 +894,12 @@ def _summary(
     names = {system.name for each in environments for system in each.systems}
     counts = sorted({len(system.runs) for each in environments for system in each.systems})
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    steps = sorted({each.total_timesteps for each in environments})
     under = "as its library ships it" if suite.shipped else "under one levelled configuration"
     yield (
         f"{_count(len(names), 'system')}, each an implementation and a variant of DQN, trained on "
-        f"{_and([each.id for each in environments])} for {suite.total_timesteps:,} environment "
+        f"{join_and([each.id for each in environments])} for "
+        f"{' to '.join(f'{each:,}' for each in dict.fromkeys([steps[0], steps[-1]]))} environment "
         f"steps {under}, with {seeds} "
         f"{'seed' if counts == [1] else 'seeds'} each. "
         + (
@@ -821,7 +943,7 @@ def _summary(
             f"{fastest.steps_per_second.mean:,.0f} environment steps per second"
         )
         ratios = [f"{item.system} is {item.speed:.2f} times" for item in each.differences]
-        yield text + (f". {_and(ratios)} as fast as the host's own DQN." if ratios else ".")
+        yield text + (f". {join_and(ratios)} as fast as the host's own DQN." if ratios else ".")
 
 
 def _variant_means(found: Sequence[SystemResult]) -> str:
@@ -833,12 +955,12 @@ def _variant_means(found: Sequence[SystemResult]) -> str:
     if not complete:
         return ""
     means = [
-        f"{variant} {_number(sum(group[variant] for group in complete) / len(complete))}"
+        f"{variant} {show_number(sum(group[variant] for group in complete) / len(complete))}"
         for variant in VARIANTS
     ]
     return (
         f"Averaged over the {_count(len(complete), 'implementation')} with all three variants: "
-        f"{_and(means)}."
+        f"{join_and(means)}."
     )
 
 
@@ -850,11 +972,11 @@ def _worse_than_untrained(found: Sequence[SystemResult]) -> str:
     runs = sum(len(system.runs) for system in found)
     return (
         f"{sum(worse.values())} of {runs} runs end no higher than they began, untrained: "
-        f"{_and(names)}."
+        f"{join_and(names)}."
     )
 
 
-def _variant_line(system: SystemResult) -> figures.Line:
+def variant_line(system: SystemResult) -> figures.Line:
     return figures.Line(
         system.label,
         _band(system),
@@ -864,7 +986,7 @@ def _variant_line(system: SystemResult) -> figures.Line:
     )
 
 
-def _distinct(lines: Sequence[figures.Line]) -> list[figures.Line]:
+def distinct(lines: Sequence[figures.Line]) -> list[figures.Line]:
     """The lines; systems with settings of their own do not look like those they come from."""
     spare = iter(figures.SPARE * len(lines))
     seen: set[tuple[str, str, bool]] = set()
@@ -925,7 +1047,7 @@ def _interval_picture(
 def _curve_ends(members: Sequence[SystemResult]) -> str:
     return (
         "At the end: "
-        + "; ".join(f"{system.name} {_number(system.final.mean)}" for system in members)
+        + "; ".join(f"{system.name} {show_number(system.final.mean)}" for system in members)
         + "."
     )
 
@@ -997,15 +1119,15 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 def show_estimate(value: Estimate) -> str:
     """`12.3 [10.1, 14.5]` is a mean with its interval, `12.3 (10.1 to 14.5)` one with the range."""
-    return f"{_number(value.mean)} {_bounds(value)}".rstrip()
+    return f"{show_number(value.mean)} {show_bounds(value)}".rstrip()
 
 
-def _bounds(value: Estimate) -> str:
+def show_bounds(value: Estimate) -> str:
     if value.n == 1:
         return ""
     if value.kind == "range":
-        return f"({_number(value.low)} to {_number(value.high)})"
-    return f"[{_number(value.low)}, {_number(value.high)}]"
+        return f"({show_number(value.low)} to {show_number(value.high)})"
+    return f"[{show_number(value.low)}, {show_number(value.high)}]"
 
 
 def show_aggregate(value: Aggregate) -> str:
@@ -1014,13 +1136,20 @@ def show_aggregate(value: Aggregate) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def _ratio(value: Estimate) -> str:
+def show_ratio(value: Estimate) -> str:
     """As `show_estimate`, with two decimals."""
-    text = f"{value.mean:.2f}"
-    if value.n > 1:
-        ends = f"{value.low:.2f}, {value.high:.2f}"
-        text += f" ({ends.replace(', ', ' to ')})" if value.kind == "range" else f" [{ends}]"
-    return text.replace("-", "\N{MINUS SIGN}")
+    return f"{_two_decimals(value.mean)} {_ratio_bounds(value)}".rstrip()
+
+
+def _ratio_bounds(value: Estimate) -> str:
+    if value.n == 1:
+        return ""
+    low, high = _two_decimals(value.low), _two_decimals(value.high)
+    return f"({low} to {high})" if value.kind == "range" else f"[{low}, {high}]"
+
+
+def _two_decimals(value: float) -> str:
+    return f"{value:,.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def show_equivalence(difference: Difference) -> str:
@@ -1032,7 +1161,7 @@ def _equivalent(found: Equivalence | None) -> str:
     if found is None:
         return f"fewer than {MIN_SAMPLES} seeds"
     p = "p < 0.001" if found.p_value < 0.001 else f"p = {found.p_value:.3f}"
-    interval = f"[{_number(found.low)}, {_number(found.high)}]"
+    interval = f"[{show_number(found.low)}, {show_number(found.high)}]"
     return f"{'yes' if found.equivalent else 'not shown'}, {p}, {interval}"
 
 
@@ -1049,13 +1178,13 @@ def _by_value(mapping: Mapping[str, str]) -> list[tuple[str, list[str]]]:
     return list(groups.items())
 
 
-def _number(value: float) -> str:
+def show_number(value: float) -> str:
     text = f"{value:,.0f}" if abs(value) >= 1000 else f"{round(value, 1) + 0.0:.1f}"  # no -0.0
     return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _span(values: set[float]) -> str:
-    low, high = _number(min(values)), _number(max(values))
+    low, high = show_number(min(values)), show_number(max(values))
     return low if low == high else f"{low} to {high}"
 
 
@@ -1063,7 +1192,7 @@ def _count(count: int, noun: str, plural: str = "") -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
-def _and(items: Sequence[str]) -> str:
+def join_and(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
@@ -1082,18 +1211,31 @@ def _render(template: str, report: Report, *, autoescape: bool) -> str:
     )
     environment.filters.update(
         estimate=show_estimate,
-        bounds=_bounds,
-        number=_number,
+        bounds=show_bounds,
+        number=show_number,
         count=_count,
         aggregate=show_aggregate,
         equivalent=_equivalent,
         solved_by=_solved_by,
-        ratio=_ratio,
+        ratio=show_ratio,
+        ratio_bounds=_ratio_bounds,
+        two_decimals=_two_decimals,
         by_value=_by_value,
+        ranges=_ranges,
+        minus=lambda value: f"{value:g}".replace("-", "\N{MINUS SIGN}"),
+        sum_effects=lambda claims: sum(
+            len(e.effects) for each in claims for e in each.environments
+        ),
+        # `name` in a text of a suite.
+        code=lambda text: Markup(
+            re.sub(r"`([^`]+)`", r"<code>\1</code>", str(Markup.escape(text)))
+        ),
         breakable=lambda text: Markup(re.sub(r"([_=])", r"\1<wbr>", str(Markup.escape(text)))),
         cell=lambda text: " ".join(text.split()).replace("|", "\\|"),
     )
-    return environment.get_template(template).render(report=report, suite=report.suite, cut=CUT)
+    return environment.get_template(template).render(
+        report=report, suite=report.suite, cut=CUT, last_episodes=LAST_EPISODES
+    )
 
 
 def _replace(path: Path, text: str) -> None:

@@ -85,6 +85,9 @@ class System:
     values: bool = False
     """Whether it tells the recorder what it estimates actions to be worth."""
 
+    label: str = ""
+    """What it is called among the systems of its family; empty: by its variant."""
+
     period: int | None = None
     """Environment steps between two training phases; None: the configuration's `train_freq`."""
 
@@ -336,11 +339,14 @@ def _train_tianshou_reference(run: RunSpec, recorder: Recorder) -> int:
     return _learn_tianshou(settings, run, recorder)
 
 
-def _train_tianshou_shipped(run: RunSpec, recorder: Recorder) -> int:
-    return _learn_tianshou(levelling.tianshou_shipped(run.total_timesteps), run, recorder)
+def _train_tianshou_shipped(run: RunSpec, recorder: Recorder, *, scan: bool = True) -> int:
+    settings = levelling.tianshou_shipped(run.total_timesteps)
+    return _learn_tianshou(settings, run, recorder, scan=scan)
 
 
-def _learn_tianshou(settings: levelling.TianshouSettings, run: RunSpec, recorder: Recorder) -> int:
+def _learn_tianshou(
+    settings: levelling.TianshouSettings, run: RunSpec, recorder: Recorder, *, scan: bool = True
+) -> int:
     import torch
     from tianshou.algorithm.algorithm_base import Algorithm
     from tianshou.algorithm.modelfree.dqn import DQN, DiscreteQLearningPolicy
@@ -356,6 +362,12 @@ def _learn_tianshou(settings: levelling.TianshouSettings, run: RunSpec, recorder
 
         def _create_policy_optimizer(self, optim: OptimizerFactory) -> Algorithm.Optimizer:
             return self._create_optimizer(self.policy, optim, max_grad_norm=settings.max_grad_norm)
+
+    class Buffer(ReplayBuffer):
+        """The trainer has the whole buffer searched for NaN after every collection step."""
+
+        def hasnull(self) -> bool:
+            return scan and super().hasnull()
 
     # Tianshou draws exploration from NumPy's global stream and initialises from torch's. Only a
     # process that trains comes here, and each run seeds both anew.
@@ -374,7 +386,7 @@ def _learn_tianshou(settings: levelling.TianshouSettings, run: RunSpec, recorder
     collector: Collector[Any] = Collector(
         algorithm,
         DummyVectorEnv([lambda: environment]),
-        ReplayBuffer(
+        Buffer(
             settings.buffer_size,
             random_seed=seed if settings.replay_seed is None else settings.replay_seed,
         ),
@@ -599,6 +611,16 @@ ALL_SYSTEMS: tuple[System, ...] = (
         ("tianshou", "tianshou"),
         shipped=True,
         period=levelling.TIANSHOU_PERIOD,
+    ),
+    System(
+        "tianshou-reference-shipped-no-scan",
+        "tianshou-reference",
+        "vanilla",
+        partial(_train_tianshou_shipped, scan=False),
+        ("tianshou", "tianshou"),
+        shipped=True,
+        period=levelling.TIANSHOU_PERIOD,
+        label="vanilla, no NaN scan",
     ),
     System(
         "contrib-qrdqn-shipped",

@@ -147,22 +147,19 @@ def test_memory_is_told_of_systems_whose_runs_all_measured_it(
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-@pytest.mark.parametrize("width", [500, 1200])
-def test_a_browser_shows_it_without_scrolling_sideways(
-    full: Path, tmp_path: Path, width: int
-) -> None:
-    """On a phone and on a desk; the page itself has no script, so a copy is asked."""
+def shown_by_a_browser(page: Path, folder: Path, width: int) -> tuple[int, int, int]:
+    """Pixels that a page needs in width, and has; how many pictures are drawn."""
+    # The page itself has no script, so a copy is asked.
     script = """<script>addEventListener("load", () => {
       const root = document.documentElement;
       const drawn = [...document.querySelectorAll("svg")].filter(
         (each) => each.getBoundingClientRect().height > 50);
       document.title = `${root.scrollWidth} ${root.clientWidth} ${drawn.length}`;
     })</script></head>"""
-    copy = tmp_path / "copy.html"
-    copy.write_text(full.read_text(encoding="utf-8").replace("</head>", script, 1))
+    copy = folder / "copy.html"
+    copy.write_text(page.read_text(encoding="utf-8").replace("</head>", script, 1))
     assert CHROMIUM is not None
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
     shown = subprocess.run(
         [CHROMIUM, *flags, f"--window-size={width},3000", "--dump-dom", copy.as_uri()],
         capture_output=True,
@@ -172,6 +169,16 @@ def test_a_browser_shows_it_without_scrolling_sideways(
     ).stdout
     (title,) = re.findall(r"<title>(.*?)</title>", shown)
     needed, given, pictures = map(int, title.split())
+    return needed, given, pictures
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [500, 1200])
+def test_a_browser_shows_it_without_scrolling_sideways(
+    full: Path, tmp_path: Path, width: int
+) -> None:
+    """On a phone and on a desk."""
+    needed, given, pictures = shown_by_a_browser(full, tmp_path, width)
     assert needed <= given
     assert pictures == Page(full).tags.count("svg")
 
@@ -407,7 +414,11 @@ def test_another_configuration_in_the_folder_is_left_out_and_said(
 ) -> None:
     suite = make_suite(["native-double"])
     fill(suite, store)
-    changed = dataclasses.replace(suite, config=dataclasses.replace(suite.config, gamma=0.5))
+    (environment,) = suite.environments
+    config = dataclasses.replace(suite.config, gamma=0.5)
+    changed = dataclasses.replace(
+        suite, environments=(dataclasses.replace(environment, config=config),)
+    )
     fill(changed, store, lambda run, step: 1e6)
     page = write_report(suite, store, tmp_path / "out", asked_as="small")
     report = collect(suite, store, asked_as="small")
@@ -492,3 +503,83 @@ def test_the_same_results_give_the_same_pictures(make_suite: Make, store: Store)
     assert [picture.svg for picture in first.pictures] == [
         picture.svg for picture in second.pictures
     ]
+
+
+PUBLISHED = """
+[[environments.published]]
+source = "A <paper>"
+url = "https://example.org/a"
+score = 12.5
+plus_minus = 0.25
+seeds = 3
+steps = 1000
+measure = "training"
+note = "one of them"
+[[environments.published]]
+source = "A zoo"
+url = "https://example.org/b"
+score = 90
+steps = 2000
+measure = "final"
+"""
+
+
+def test_published_scores_stand_beside_ours(make_suite: Make, store: Store, tmp_path: Path) -> None:
+    suite = make_suite(["native-target"], environment_extra=PUBLISHED)
+    for run in suite.runs():
+        # The last hundred training episodes return 1 .. 100, or that and 2; those before count not.
+        returns = [1e6, *(float(number + 2 * run.seed_index) for number in range(1, 101))]
+        episodes = tuple(Episode(9, value, 9) for value in returns)
+        store.save(dataclasses.replace(result(run, rising), episodes=episodes))
+    (environment,) = collect(suite, store, asked_as="small").environments
+    training, final = environment.published
+    ((name, ours),) = training.ours
+    assert (name, ours.samples) == ("native-target", (50.5, 52.5))
+    assert final.ours[0][1].samples == (74.0, 84.0)
+    page = write_report(suite, store, tmp_path / "out", asked_as="small")
+    markdown = page.with_suffix(".md").read_text()
+    assert (
+        "| [A <paper>](https://example.org/a): one of them | last training episodes | "
+        "12.5 ± 0.25 | 1,000 | 3 |\n"
+        "| native-target, here | last training episodes | 51.5 (50.5 to 52.5) | 64 | 2 |\n"
+        "| [A zoo](https://example.org/b) | final policy | 90 | 2,000 |  |\n"
+        "| native-target, here | final policy | 79.0 (74.0 to 84.0) | 64 | 2 |\n"
+    ) in markdown
+    shown = Page(page)
+    assert "A <paper> one of them12.5 ± 0.251,0003" in shown.text  # cells
+    assert {"https://example.org/a", "https://example.org/b"} <= set(shown.references)
+
+
+def test_environments_with_settings_of_their_own_are_levelled_one_by_one(
+    make_suite: Make, store: Store, tmp_path: Path
+) -> None:
+    extra = """[[environments]]
+id = "Acrobot-v1"
+total_timesteps = 96
+config = { gamma = 0.5 }
+"""
+    suite = make_suite(["native-target"], environment_extra=extra)
+    fill(suite, store)
+    report = collect(suite, store, asked_as="small")
+    rows = {row.setting: row.cells["native"] for row in report.levelling}
+    assert rows["Discount, CartPole-v1"] == "gamma=0.99"
+    assert rows["Discount, Acrobot-v1"] == "gamma=0.5"
+    assert "Discount" not in rows
+    assert rows["Target period"] == "target_update_interval=8 steps"
+    assert [each.total_timesteps for each in report.environments] == [64, 96]
+    text = Page(write_report(suite, store, tmp_path / "out", asked_as="small")).text
+    assert "for 64 to 96 environment steps" in text
+    assert "evenly spaced points up to step 96" in text
+
+
+def test_the_example_is_part_of_a_report_that_asks_for_it(
+    write_suite: Callable[..., Path], store: Store, tmp_path: Path
+) -> None:
+    path = write_suite(["native-target"])
+    path.write_text("example = true\n" + path.read_text())
+    suite = load_suite(str(path))
+    fill(suite, store)
+    page = write_report(suite, store, tmp_path / "out", asked_as="small")
+    assert "Example 6.7 of Sutton and Barto" in Page(page).text
+    assert "example-6-7.svg" in page.with_suffix(".md").read_text()
+    assert (page.parent / "example-6-7.svg").is_file()

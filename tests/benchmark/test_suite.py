@@ -502,3 +502,43 @@ def test_the_claims_suite_compares_what_it_says() -> None:
     assert configs["native-double"] == dataclasses.replace(base, variant="double")
     assert double.metrics == ("bias", "area")
     assert (residual.having, residual.lacking) == (("native-vanilla",), ("residual",))
+
+
+def test_the_zoo_suite_has_the_hyper_parameters_that_the_zoo_ships() -> None:
+    yaml = pytest.importorskip("yaml")
+    zoo = pytest.importorskip("rl_zoo3")
+    shipped = yaml.safe_load((Path(zoo.__file__).parent / "hyperparams" / "dqn.yml").read_text())
+    for environment in load_suite("zoo").environments:
+        theirs, ours = shipped[environment.spec.id], environment.config.to_dict()
+        for name, value in theirs.items():
+            if name in ("policy", "n_timesteps"):
+                continue
+            if name == "policy_kwargs":
+                assert value == f"dict(net_arch={ours['hidden_sizes']})"
+            elif name == "gradient_steps" and value == -1:
+                assert ours[name] == ours["train_freq"]
+            else:
+                assert ours[name] == float(value), (environment.spec.id, name)
+        excess = environment.total_timesteps - float(theirs["n_timesteps"])
+        assert 0 <= excess < environment.config.train_freq
+        (published,) = environment.published
+        assert published.steps == float(theirs["n_timesteps"])
+
+
+def test_published_figures_are_held_beside_the_settings_they_were_made_with() -> None:
+    scores = {
+        (name, environment.spec.id): [(each.score, each.steps) for each in environment.published]
+        for name in ("cleanrl", "zoo")
+        for environment in load_suite(name).environments
+    }
+    assert scores == {
+        ("cleanrl", "CartPole-v1"): [(488.69, 500_000)],
+        ("cleanrl", "Acrobot-v1"): [(-91.54, 500_000)],
+        ("cleanrl", "MountainCar-v0"): [(-194.95, 500_000)],
+        ("zoo", "CartPole-v1"): [(500.0, 50_000)],
+        ("zoo", "Acrobot-v1"): [(-76.639, 100_000)],
+        ("zoo", "MountainCar-v0"): [(-100.849, 120_000)],
+    }
+    suite = load_suite("cleanrl")
+    assert all(each.config == suite.config for each in suite.environments)
+    assert [each.total_timesteps for each in suite.environments] == [500_000] * 3

@@ -294,6 +294,39 @@ def test_tianshou_runs_as_it_is_shipped(write_suite: Callable[..., Path]) -> Non
     assert result.timesteps == (0, 2 * TIANSHOU_PERIOD)
 
 
+@pytest.mark.slow
+def test_tianshou_without_its_nan_scan_learns_the_same(write_suite: Callable[..., Path]) -> None:
+    name = "tianshou-reference-shipped"
+    with_scan, without = (
+        train_shipped(each, TIANSHOU_PERIOD, write_suite) for each in (name, f"{name}-no-scan")
+    )
+    assert with_scan.evaluations == without.evaluations
+    assert with_scan.episodes == without.episodes
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_the_nan_scan_is_tianshous_own_or_off(
+    make_suite: Make, monkeypatch: pytest.MonkeyPatch, scan: bool
+) -> None:
+    from tianshou.data import ReplayBuffer
+
+    scans = []
+    own = ReplayBuffer.hasnull
+
+    def counted(buffer: ReplayBuffer) -> bool:
+        scans.append(len(buffer))
+        return own(buffer)
+
+    monkeypatch.setattr(ReplayBuffer, "hasnull", counted)
+    (run,) = make_suite(["tianshou-reference-target"], seeds=1).runs()
+    recorder = Recorder(run)
+    settings = tianshou_settings(run.config, run.total_timesteps)
+    systems._learn_tianshou(settings, run, recorder, scan=scan)
+    recorder.finish()
+    assert recorder.timestep == 64
+    assert bool(scans) == scan
+
+
 def test_what_libraries_are_shipped_with_is_read_from_them() -> None:
     import sb3_contrib
     import stable_baselines3
