@@ -1,4 +1,5 @@
-"""DQN for Tianshou 2: `DQNPolicy` acts, `DQN` learns, both where Tianshou's own are accepted.
+"""DQN for Tianshou 2: `DQNPolicy` acts, `Collector` stores, `DQN` learns, each where Tianshou's own
+is accepted.
 
     policy = DQNPolicy(model=net, action_space=env.action_space, seed=0)
     algorithm = DQN(
@@ -28,6 +29,7 @@ from dqn_adapters.tianshou.buffers import (  # noqa: E402
     VectorReplayBuffer,
     make_buffer,
 )
+from dqn_adapters.tianshou.collector import Collector  # noqa: E402
 from dqn_adapters.tianshou.networks import QNet  # noqa: E402
 from dqn_adapters.tianshou.policy import DQNPolicy  # noqa: E402
 from dqn_adapters.tianshou.resume import load_checkpoint, save_checkpoint  # noqa: E402
@@ -35,6 +37,7 @@ from dqn_adapters.tianshou.trainer import DQNTrainer, trainer_params  # noqa: E4
 
 __all__ = [
     "DQN",
+    "Collector",
     "DQNPolicy",
     "DQNTrainer",
     "DQNTrainingStats",

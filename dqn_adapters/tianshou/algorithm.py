@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar, Unpack, cast
+from typing import Any, Self, TypeVar, Unpack
 
 import torch
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from dqn_adapters.exploration import (
 from dqn_adapters.learner import DQNLearner, mean_metrics
 from dqn_adapters.networks import DuelingHead
 from dqn_adapters.replay import n_step_returns
+from dqn_adapters.tianshou.batches import TransitionMemory, fields_of, to_transition
 from dqn_adapters.tianshou.buffers import (
     _Buffer,
     check_transitions,
@@ -37,9 +38,12 @@ from dqn_adapters.tianshou.buffers import (
 )
 from dqn_adapters.tianshou.networks import as_mlp
 from dqn_adapters.tianshou.options import SCHEDULE, Options, config_from_options
-from dqn_adapters.tianshou.policy import DQNPolicy, split_mask
+from dqn_adapters.tianshou.policy import DQNPolicy
 from dqn_adapters.tianshou.trainer import DQNTrainer
-from dqn_adapters.transition import Observations, Transition
+from dqn_adapters.transition import Observations
+
+_LENGTHS = "exploration_steps", "priority_beta_steps"
+"""Of the schedules of epsilon and beta; where the config has None, the training fixes them."""
 
 TPolicy = TypeVar("TPolicy", bound=DiscreteQLearningPolicy[Any])
 
@@ -132,15 +136,21 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
             execution=execution,
             as_mlp=as_mlp,
         )
+        self._link_policy()
+        self._memory = TransitionMemory()
         target_net = self.learner.target_net
         self.model_old = None if target_net is policy.model else EvalModeModuleWrapper(target_net)
         self._explores = config is not None or any(name in options for name in SCHEDULE)
-        # Lengths of the schedules of epsilon and beta in environment steps; None: not yet fixed.
-        self._lengths: dict[str, Any] = {
-            "exploration_steps": self.config.exploration_steps,
-            "priority_beta_steps": self.config.priority_beta_steps,
-        }
+        self._fixed = self.config  # with the lengths of the schedules, when they are fixed
         self._set_epsilon()
+
+    def _link_policy(self) -> None:
+        if isinstance(self.policy, DQNPolicy):
+            self.policy.learner = self.learner
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._link_policy()  # of a copy
 
     def learners(self) -> Iterator[DQN[Any]]:
         """The algorithms that learn: this one alone, where a manager of many agents has several."""
@@ -173,19 +183,17 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
     def start_schedule(self, total_timesteps: int) -> None:
         """Fix the lengths of the schedules of epsilon and of prioritised replay's beta, unless
         they are fixed; `run_training` does so."""
-        schedules = epsilon_schedule, beta_schedule
-        for name, schedule in zip(self._lengths, schedules, strict=True):
-            if self._lengths[name] is None:
-                self._lengths[name] = schedule(self.config, total_timesteps).steps
+        self._fixed = dataclasses.replace(
+            self._fixed,
+            exploration_steps=epsilon_schedule(self._fixed, total_timesteps).steps,
+            priority_beta_steps=beta_schedule(self._fixed, total_timesteps).steps,
+        )
         self._set_epsilon()
-
-    def _fixed(self) -> DQNConfig:
-        return dataclasses.replace(self.config, **self._lengths)
 
     def _set_epsilon(self) -> None:
         if not self._explores:
             return
-        fixed = self._fixed()
+        fixed = self._fixed
         schedule = None if fixed.exploration_steps is None else epsilon_schedule(fixed, 0)
         epsilon = current_epsilon(fixed, schedule, self.learner.counts["steps"])
         self.policy.set_eps_training(epsilon)
@@ -210,8 +218,8 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
         self.check_buffer(buffer)
         if not len(buffer):
             raise ValueError("the buffer is empty: collect transitions before update")
-        if self.config.prioritized_replay and self._lengths["priority_beta_steps"] is not None:
-            set_beta(buffer, beta_schedule(self._fixed(), 0)(self.learner.counts["steps"]))
+        if self.config.prioritized_replay and self._fixed.priority_beta_steps is not None:
+            set_beta(buffer, beta_schedule(self._fixed, 0)(self.learner.counts["steps"]))
 
     def create_trainer(self, params: OffPolicyTrainerParams) -> DQNTrainer:
         """The trainer of `run_training`.
@@ -280,7 +288,12 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
         return batch
 
     def _update_with_batch(self, batch: Any) -> DQNTrainingStats:
-        metrics = self.learner.update(self._transition(batch))
+        fields = fields_of(batch)
+        if self.learner.execution == "kernel":
+            transition = self._memory.put(fields)
+        else:
+            transition = to_transition(fields, torch_device(self.policy.model))
+        metrics = self.learner.update(transition)
         batch.weight = metrics.td_error  # the new priorities, if the buffer has any
         means = mean_metrics([metrics])
         return DQNTrainingStats(
@@ -297,34 +310,17 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
         same in both modes, so its modules are not walked through."""
         if self.learner.execution != "kernel":
             return super().train(mode)
-        self.training = self.policy.training = mode
+        for module in self, self.policy:
+            if module.training != mode:  # torch's modules look long at what they are set
+                module.training = mode
         return self
-
-    def _transition(self, batch: Any) -> Transition:
-        device = torch_device(self.policy.model)
-
-        def tensor(values: Any, dtype: torch.dtype) -> Any:
-            return None if values is None else torch.as_tensor(values, dtype=dtype, device=device)
-
-        observations, _ = split_mask(batch.obs)
-        next_observations, masks = split_mask(batch.obs_next, batch.info)  # info came with s'
-        return Transition(
-            # As they are: a model of Tianshou converts its observations itself.
-            observations=cast(Observations, observations),
-            actions=tensor(batch.act, torch.int64),
-            rewards=tensor(batch.returns, torch.float32),
-            discounts=tensor(batch.discounts, torch.float32),
-            next_observations=cast(Observations, next_observations),
-            next_action_masks=tensor(masks, torch.bool),
-            weights=tensor(getattr(batch, "weight", None), torch.float32),
-        )
 
     def get_extra_state(self) -> dict[str, Any]:
         """What `state_dict` holds beside networks and optimiser."""
         policy = self.policy
         return {
             "counts": dict(self.learner.counts),
-            **self._lengths,
+            **{name: getattr(self._fixed, name) for name in _LENGTHS},
             "eps_training": policy.eps_training,
             "eps_inference": policy.eps_inference,
             "lr_schedulers": [scheduler.state_dict() for scheduler in self.lr_schedulers],
@@ -334,7 +330,8 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
     def set_extra_state(self, state: Any) -> None:
         """Restore what `get_extra_state` gave."""
         self.learner.counts.update(state["counts"])
-        self._lengths = {name: state[name] for name in self._lengths}
+        lengths = {name: state[name] for name in _LENGTHS}
+        self._fixed = dataclasses.replace(self.config, **lengths)
         self.policy.set_eps_training(state["eps_training"])
         self.policy.set_eps_inference(state["eps_inference"])
         for scheduler, saved in zip(self.lr_schedulers, state["lr_schedulers"], strict=True):

@@ -18,18 +18,21 @@ require("rliable", extra="tianshou-highlevel")
 require("joblib", extra="tianshou-highlevel")
 
 from tianshou.data import BaseCollector
+from tianshou.env import BaseVectorEnv
 from tianshou.highlevel import experiment as host
 from tianshou.highlevel.algorithm import OffPolicyAlgorithmFactory
 from tianshou.highlevel.config import OffPolicyTrainingConfig
 from tianshou.highlevel.env import Environments
 from tianshou.highlevel.module.core import ModuleFactory, TDevice
 from tianshou.highlevel.params.algorithm_params import DQNParams, ParamTransformerData
+from tianshou.highlevel.params.collector import CollectorFactoryDefault
 from tianshou.highlevel.params.lr_scheduler import LRSchedulerFactoryFactory
 from tianshou.highlevel.params.optim import OptimizerFactoryFactory, OptimizerFactoryFactoryAdam
 
 from dqn_adapters.config import DQNConfig, checked_int
 from dqn_adapters.tianshou.algorithm import DQN
 from dqn_adapters.tianshou.buffers import ReplayBuffer, VectorReplayBuffer, make_buffer
+from dqn_adapters.tianshou.collector import Collector
 from dqn_adapters.tianshou.networks import QNet
 from dqn_adapters.tianshou.policy import DQNPolicy
 
@@ -88,6 +91,20 @@ class QNetFactory(ModuleFactory):
         ).to(device)
 
 
+class CollectorFactory(CollectorFactoryDefault):
+    """Makes our collectors; the builder's `with_collector_factory` takes another."""
+
+    def create_collector(
+        self,
+        algorithm: Any,
+        vector_env: BaseVectorEnv,
+        buffer: Any = None,
+        exploration_noise: bool = False,
+    ) -> Collector[Any]:
+        """A collector of the policy; see Tianshou's `CollectorFactory`."""
+        return Collector(algorithm, vector_env, buffer, exploration_noise=exploration_noise)
+
+
 class DQNAlgorithmFactory(OffPolicyAlgorithmFactory):
     """Makes policy, algorithm and collectors of an experiment.
 
@@ -114,6 +131,7 @@ class DQNAlgorithmFactory(OffPolicyAlgorithmFactory):
             eps = params.adam_eps if isinstance(params, DQNConfig) else 1e-8
             optim_factory = OptimizerFactoryFactoryAdam(eps=eps)
         super().__init__(training_config, optim_factory)
+        self.set_collector_factory(CollectorFactory())
 
     def _create_algorithm(self, envs: Environments, device: TDevice) -> DQN[DQNPolicy]:
         envs.get_type().assert_discrete(self)

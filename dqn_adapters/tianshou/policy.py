@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from tianshou.data import Batch
 from dqn_adapters.config import checked_float, rejected
 from dqn_adapters.environments import MASK, as_masks
 from dqn_adapters.exploration import check_action_masks, epsilon_greedy
+from dqn_adapters.learner import DQNLearner
 from dqn_adapters.targets import greedy_actions
 
 
@@ -74,6 +75,8 @@ class DQNPolicy(DiscreteQLearningPolicy[torch.nn.Module]):
     """
 
     action_space: spaces.Discrete
+    learner: DQNLearner | None = None
+    """Of the algorithm that learns the model, which sets it; no part of a pickled policy."""
 
     def __init__(
         self,
@@ -104,6 +107,25 @@ class DQNPolicy(DiscreteQLearningPolicy[torch.nn.Module]):
             seed = np.random.SeedSequence(seed)
         # Two streams: whether and how often one evaluates must not change the training.
         self._generators = [np.random.default_rng(child) for child in seed.spawn(2)]
+
+    @property
+    def computes_in_kernel(self) -> bool:
+        """Whether the model is learned, and can be asked, in the compiled kernel."""
+        learner = self.learner
+        if learner is None or learner.q_net is not self.model:
+            return False
+        return learner.execution == "kernel"
+
+    def train(self, mode: bool = True) -> Self:
+        """See `torch.nn.Module.train`. Tianshou calls it twice in every collection; a plain MLP
+        does the same in both modes, so its modules are not walked through."""
+        if not self.computes_in_kernel:
+            return super().train(mode)
+        self.training = mode
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "learner"}
 
     def set_eps_training(self, eps: float) -> None:
         """Set the probability of a random action while training data is collected, in [0, 1]."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tianshou.data import CollectStats
 from tianshou.data.collector import BaseCollector
 from tianshou.trainer import OffPolicyTrainer, OffPolicyTrainerParams
-from tianshou.utils import MovAvg
+from tianshou.utils import LazyLogger, MovAvg
 
 from dqn_adapters.config import DQNConfig, checked_int
 from dqn_adapters.finite import NonFiniteError
@@ -56,6 +56,14 @@ def trainer_params(
 class _MovingAverage(MovAvg):
     """Tianshou's; numpy's mean of a list takes many times as long, six times in every update."""
 
+    def add(self, data_array: Any) -> float:
+        if type(data_array) is not float:
+            return super().add(data_array)
+        if math.isfinite(data_array):
+            self.cache.append(data_array)  # type: ignore[arg-type]
+            del self.cache[: -self.size]
+        return self.get()
+
     def get(self) -> float:
         return float(sum(self.cache)) / len(self.cache) if self.cache else 0.0
 
@@ -96,6 +104,18 @@ class DQNTrainer(OffPolicyTrainer):
             raise NonFiniteError(f"{error} (while collecting after step {steps})") from error
         self.algorithm.count(steps=stats.n_collected_steps, episodes=stats.n_collected_episodes)
         return stats
+
+    def _update_moving_avg_stats_and_log_update_data(self, update_stat: Any) -> None:
+        if type(self._logger) is not LazyLogger:  # which logs nothing
+            return super()._update_moving_avg_stats_and_log_update_data(update_stat)
+        losses = update_stat.get_loss_stats_dict()
+        update_stat.smoothed_loss = self._update_moving_avg_stats_and_get_averaged_data(losses)
+        return None
+
+    def _update_moving_avg_stats_and_get_averaged_data(
+        self, data: dict[str, float]
+    ) -> dict[str, float]:
+        return {name: self._stat[name].add(value) for name, value in data.items()}
 
     def _update_step(self, collect_stats: Any) -> Any:
         if self.algorithm.warming_up:

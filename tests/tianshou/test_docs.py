@@ -9,7 +9,6 @@ from typing import Any
 import gymnasium as gym
 import pytest
 from tianshou.algorithm.optim import AdamOptimizerFactory
-from tianshou.data import Collector
 from tianshou.env import DummyVectorEnv
 from tianshou.highlevel.env import EnvFactoryRegistered, VectorEnvType
 from tianshou.highlevel.experiment import ExperimentConfig
@@ -31,7 +30,7 @@ def run(code: str, **names: Any) -> dict[str, Any]:
 
 def given() -> dict[str, Any]:
     envs = DummyVectorEnv([lambda: gym.make("CartPole-v1")])
-    return {"env": gym.make("CartPole-v1"), "envs": envs, "Collector": Collector}
+    return {"env": gym.make("CartPole-v1"), "envs": envs}
 
 
 def test_the_changed_import() -> None:
@@ -67,7 +66,7 @@ def test_many_agents() -> None:
     names = {name: getattr(ours, name) for name in ours.__all__}
     options = {"n_steps": 3, "dueling": True, "prioritized_replay": True}  # those of the page
     config = DQNConfig(variant="double", learning_starts=100, train_freq=10, **options)
-    made = run(AGENTS, config=config, DummyVectorEnv=DummyVectorEnv, **names, Collector=Collector)
+    made = run(AGENTS, config=config, DummyVectorEnv=DummyVectorEnv, **names)
     assert made["dqn"].counts["steps"] >= 250
     assert 10 < made["dqn"].counts["updates"] <= 15
 

@@ -23,7 +23,12 @@ from tianshou.highlevel.trainer import (
 
 from dqn_adapters import DQNConfig
 from dqn_adapters.config import VARIANTS, Variant
-from dqn_adapters.tianshou import DQN, PrioritizedVectorReplayBuffer, VectorReplayBuffer
+from dqn_adapters.tianshou import (
+    DQN,
+    Collector,
+    PrioritizedVectorReplayBuffer,
+    VectorReplayBuffer,
+)
 from dqn_adapters.tianshou.highlevel import DQNExperimentBuilder, training_config
 
 CONFIG = DQNConfig(
@@ -80,6 +85,7 @@ def test_every_variant_runs_with_every_option(variant: Variant) -> None:
         assert world.algorithm.config is config
         assert world.algorithm.learner.counts["steps"] == 80
         assert world.algorithm.learner.num_updates == (80 - 20) / 2
+        assert type(world.training_collector) is type(world.test_collector) is Collector
         assert type(world.training_collector.buffer) is PrioritizedVectorReplayBuffer
         runs.append(weights(world.algorithm))
     assert torch.equal(runs[0], runs[1])  # the experiment's seed decides all

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import tianshou.data as host
 import torch
 from gymnasium import spaces
+from scipy import stats
 from tianshou.algorithm.modelfree.dqn import DiscreteQLearningPolicy
 from tianshou.data import Batch
 from tianshou.utils.torch_utils import policy_within_training_step
@@ -22,6 +24,7 @@ from dqn_adapters.tianshou import (
     ReplayBuffer,
     VectorReplayBuffer,
 )
+from dqn_adapters.tianshou.batches import TransitionMemory
 
 
 class Echo(torch.nn.Module):
@@ -182,6 +185,54 @@ def test_parts_of_a_vector_buffer_draw_apart() -> None:
     assert not np.array_equal(*draws)
 
 
+@pytest.mark.parametrize("steps", [2, 7, 33])
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_every_row_is_drawn_as_often_as_any_other(num_envs: int, steps: int) -> None:
+    """Of parts of unlike lengths too, and past the wrap of their rings."""
+    buffer = VectorReplayBuffer(20 * num_envs, num_envs, seed=0)
+    for part in range(num_envs):
+        for _ in range(steps + 3 * part):
+            buffer.add(step(1), buffer_ids=[part])
+    rows = buffer.sample_indices(0)
+    drawn = np.bincount(buffer.sample_indices(len(rows) * 1000), minlength=buffer.maxsize)
+    assert set(np.flatnonzero(drawn)) == set(rows)
+    expected = np.full(len(rows), 1000.0)
+    assert stats.chisquare(drawn[rows], expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("make", BUFFERS)
+def test_drawn_rows_are_what_the_host_gives(make: Any) -> None:
+    buffer = make(seed=0)
+    n = getattr(buffer, "buffer_num", 1)
+    for value in range(30):
+        batch = step(n, value)
+        batch.act, batch.rew = np.full(n, value), np.full(n, value / 2)
+        batch.truncated = np.full(n, value % 4 == 3)
+        batch.info = Batch(lives=np.full(n, value), more=Batch(x=np.full((n, 3), value)))
+        batch.policy = Batch(hidden_state=torch.full((n, 2), float(value)))
+        buffer.add(batch, buffer_ids=list(range(n)))
+    if hasattr(buffer, "update_weight"):
+        buffer.update_weight(np.arange(10), np.linspace(0.1, 3.0, 10))
+    rows = np.array([3, 0, 3, 29, 17])
+    others = rows.astype(np.int32)  # which go Tianshou's way
+    ours, theirs = buffer[rows], buffer[others]
+    assert ours.get_keys() == theirs.get_keys()
+    assert ours == theirs
+    assert ("weight" in ours) == hasattr(buffer, "update_weight")
+    ours.rew[:] = ours.info.lives[:] = 99  # a copy
+    assert buffer[others] == theirs
+
+
+def test_drawn_rows_have_an_info_and_a_policy_also_where_nothing_is_stored() -> None:
+    buffer = VectorReplayBuffer(40, 2)
+    batch = step(2)
+    del batch.info
+    buffer.add(batch, buffer_ids=[0, 1])
+    drawn = buffer.sample(4)[0]
+    assert drawn.info == drawn.policy == Batch()
+    assert drawn.info is not drawn.policy
+
+
 @pytest.mark.parametrize("make", BUFFERS)
 def test_a_nan_is_found_wherever_it_comes_in(make: Any) -> None:
     buffer = fill(make(), steps=3)
@@ -241,3 +292,47 @@ def test_a_buffer_goes_through_a_file(tmp_path: Path) -> None:
     assert len(loaded) == 40
     assert not loaded.hasnull()
     assert np.array_equal(loaded.sample(16)[1], buffer.sample(16)[1])
+
+
+def fields(rows: int, value: float, masks: bool = False) -> dict[str, Any]:
+    return {
+        "observations": np.full((rows, 2), value),
+        "actions": np.full(rows, int(value)),
+        "rewards": np.full(rows, value),
+        "discounts": np.full(rows, value),
+        "next_observations": np.full((rows, 2), value, np.float32),
+        "next_action_masks": np.full((rows, 3), value > 1) if masks else None,
+        "weights": None,
+    }
+
+
+def test_a_batch_is_copied_into_the_memory_of_the_last() -> None:
+    memory = TransitionMemory()
+    first = memory.put(fields(4, 1.0))
+    assert memory.put(fields(4, 2.0)) is first
+    for values in first[:5]:
+        assert values is not None
+        assert (values == 2).all()
+    assert first.observations.dtype == first.rewards.dtype == torch.float32
+    assert first.actions.dtype == torch.int64
+    assert first.next_action_masks is first.weights is None
+
+
+def test_a_batch_of_other_shapes_has_memory_of_its_own() -> None:
+    memory = TransitionMemory()
+    first = memory.put(fields(4, 1.0))
+    one = memory.put(fields(1, 2.0))  # numpy would spread it over all four rows
+    assert one.rewards.shape == (1,)
+    masked = memory.put(fields(1, 3.0, masks=True))
+    assert masked.next_action_masks is not None
+    assert masked.next_action_masks.dtype == torch.bool
+    assert masked.next_action_masks.all()
+    assert (first.rewards == 1).all()
+
+
+def test_a_copy_has_memory_of_its_own() -> None:
+    memory = TransitionMemory()
+    first = memory.put(fields(4, 1.0))
+    other = copy.deepcopy(memory)
+    assert (other.put(fields(4, 2.0)).rewards == 2).all()
+    assert (first.rewards == 1).all()

@@ -6,24 +6,27 @@ import importlib.util
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gymnasium as gym
 import pytest
 import torch
 from support import Chain
 from tianshou.algorithm.optim import AdamOptimizerFactory
-from tianshou.data import Collector, CollectStats
+from tianshou.data import CollectStats
 from tianshou.env import DummyVectorEnv, RayVectorEnv, ShmemVectorEnv, SubprocVectorEnv
 from tianshou.trainer import OffPolicyTrainerParams
-from tianshou.utils import TensorboardLogger
+from tianshou.utils import MovAvg, TensorboardLogger
 from tianshou.utils.net.common import Net
 from torch.utils.tensorboard import SummaryWriter
 
 from dqn_adapters import DQNConfig
 from dqn_adapters.tianshou import (
     DQN,
+    Collector,
     DQNPolicy,
     PrioritizedVectorReplayBuffer,
+    QNet,
     VectorReplayBuffer,
     trainer_params,
 )
@@ -142,3 +145,33 @@ def test_environments_of_ray_train_alike() -> None:
         finally:
             ray.shutdown()
     assert torch.equal(weights, trained(DummyVectorEnv(makers), makers[0]()))
+
+
+def test_smoothed_losses_are_those_of_tianshou_also_where_nothing_is_logged() -> None:
+    config = DQNConfig(
+        variant="vanilla", batch_size=4, learning_starts=4, train_freq=1, hidden_sizes=(8,)
+    )
+    envs = DummyVectorEnv([Chain])
+    env = Chain()
+    model = QNet(env.observation_space, env.action_space.n, (8,))
+    algorithm = DQN(policy=DQNPolicy(model=model, action_space=env.action_space), config=config)
+    buffer = VectorReplayBuffer(500, 1, seed=0)
+    collector = Collector(algorithm, envs, buffer, exploration_noise=True)
+    collector.reset()
+    update, seen = algorithm.update, []
+
+    def noted(**arguments: Any) -> Any:
+        seen.append(update(**arguments))
+        return seen[-1]
+
+    with mock.patch.object(algorithm, "update", noted):
+        algorithm.run_training(
+            trainer_params(config, 150, training_collector=collector, show_progress=False)
+        )
+    averages: dict[str, MovAvg] = {}
+    assert len(seen) > 110  # longer than what is averaged over
+    for stats in seen:
+        losses = stats.get_loss_stats_dict()
+        assert {"loss", "q_value", "td_error", "grad_norm"} <= losses.keys()
+        expected = {name: averages.setdefault(name, MovAvg()).add(x) for name, x in losses.items()}
+        assert stats.smoothed_loss == pytest.approx(expected)

@@ -1,0 +1,116 @@
+"""A collector for the many short collections between the updates of a DQN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tianshou.data as host
+from numpy.typing import NDArray
+from tianshou.data import Batch, CollectStats
+from tianshou.data.collector import TCollectStats
+from tianshou.env import BaseVectorEnv
+
+from dqn_adapters.environments import MASK
+from dqn_adapters.tianshou.buffers import as_batch
+from dqn_adapters.tianshou.policy import DQNPolicy
+
+
+class Collector(host.Collector[TCollectStats]):
+    """Tianshou's `Collector`: the same transitions and statistics, in a quarter of the time.
+
+    Tianshou's makes and copies half a dozen `Batch` objects for every step, whoever looks at them.
+    This one hands the arrays on as they are, where nobody does. That is where `n_step` steps are
+    collected without rendering, in environments that are stepped together; where the policy is a
+    `DQNPolicy` of an algorithm that computes in the compiled kernel; and where there are no hooks,
+    and no statistics but Tianshou's own. (A subclass is not looked into.) Everything else is
+    Tianshou's code.
+    """
+
+    def _collect(
+        self,
+        n_step: int | None = None,
+        n_episode: int | None = None,
+        random: bool = False,
+        render: float | None = None,
+        gym_reset_kwargs: dict[str, Any] | None = None,
+    ) -> TCollectStats:
+        obs: Any = self._pre_collect_obs_RO
+        infos: Any = self._pre_collect_info_R
+        if not n_step or render or obs is None or not self._is_unwatched():
+            return super()._collect(n_step, n_episode, random, render, gym_reset_kwargs)
+        ids, stats = np.arange(self.env_num), self.collect_stats_class()
+        while stats.n_collected_steps < n_step:
+            act, actions = self._act(ids, obs, infos, random)
+            obs_next, rew, terminated, truncated, infos = self.env.step(actions, ids)
+            done = np.logical_or(terminated, truncated)
+            step = as_batch(
+                obs=_column(obs),
+                act=act,
+                policy=Batch(),
+                obs_next=_column(obs_next),
+                rew=rew,
+                terminated=terminated,
+                truncated=truncated,
+                done=done,
+                info=_stacked(infos),
+            )
+            rows, returns, _, starts = self.buffer.add(step, buffer_ids=ids)
+            stats.n_collected_steps += len(ids)
+            obs = obs_next
+            if done.any():
+                over = np.flatnonzero(done)
+                for i in over:
+                    episode = self.buffer.get_buffer_indices(int(starts[i]), int(rows[i]) + 1)
+                    steps: Any = self.buffer[episode]
+                    stats.update_at_episode_done(steps, returns[i])
+                obs, infos = obs.copy(), infos.copy()
+                obs[over], infos[over] = self.env.reset(env_id=over, **(gym_reset_kwargs or {}))
+        self.collect_step += stats.n_collected_steps
+        self.collect_episode += stats.n_collected_episodes
+        self._pre_collect_obs_RO, self._pre_collect_info_R = obs, infos
+        self._pre_collect_hidden_state_RH = None
+        return stats
+
+    def _is_unwatched(self) -> bool:
+        """Whether nothing but the buffer sees the steps; see the class."""
+        return (
+            type(self) is Collector
+            and type(self.policy) is DQNPolicy
+            and self.policy.computes_in_kernel
+            and self._on_step_hook is None
+            and self._on_episode_done_hook is None
+            and self.collect_stats_class is CollectStats
+            and isinstance(self.env, BaseVectorEnv)
+            and not self.env.is_async
+        )
+
+    def _act(
+        self, ids: NDArray[np.int64], obs: NDArray[Any], infos: NDArray[Any], random: bool
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The actions, as the buffer and as the environments know them."""
+        if random or obs.dtype == object or any(MASK in info for info in infos):
+            chosen: Any = self._compute_action_policy_hidden(random, ids, obs, infos)
+            return chosen.act, chosen.act_normalized
+        policy: Any = self.policy
+        act = policy.learner.greedy_actions(obs)
+        if self.exploration_noise:
+            act = policy.add_exploration_noise(act, as_batch(obs=obs, info=Batch()))
+        return act, policy.map_action(act)
+
+
+def _column(values: NDArray[Any]) -> Any:
+    """An array of numbers as it is; dictionaries as a `Batch`."""
+    return Batch(column=values).column if values.dtype == object else values
+
+
+def _stacked(infos: NDArray[Any]) -> Any:
+    """Dictionaries as a `Batch`, at once where all have the same names, of numbers."""
+    names = infos[0].keys()
+    for info in infos:
+        if info.keys() != names or not all(isinstance(v, _NUMBER) for v in info.values()):
+            return _column(infos)
+    return as_batch(**{name: np.array([info[name] for info in infos]) for name in names})
+
+
+_NUMBER = (bool, int, float, np.bool_, np.number)
