@@ -237,7 +237,7 @@ def merge(
     suite: SuiteArgument,
     others: Annotated[
         list[Path],
-        typer.Argument(metavar="DIR...", help="Results directories, as --results names them."),
+        typer.Argument(metavar="DIR", help="Results directories, as --results names them."),
     ],
     results: ResultsOption = RESULTS,
 ) -> None:
@@ -252,17 +252,28 @@ def merge(
         merged = merging.merge(store, [Store(other, loaded.name) for other in others])
     except (StoreError, OSError) as error:
         _fail(str(error))
-    protocols = {run.protocol for run in loaded.runs()}
-    strange = sum(run.protocol not in protocols for run in merged.taken)
     out.print(
         f"{len(merged.taken)} {_plural(len(merged.taken), 'run')} taken, {len(merged.known)} there "
         f"already: {escape(str(store.path))}",
         soft_wrap=True,
     )
-    if strange:
+    _tell_of_others(loaded, store)
+
+
+def _tell_of_others(suite: Suite, store: Store) -> None:
+    """Runs under the suite's name that are not of it as it is written now."""
+    protocols = suite.protocols
+    others = 0
+    for name in store.names():
+        try:
+            others += store.spec(name).protocol not in protocols
+        except StoreError:
+            others += 1
+    if others:
         err.print(
-            f"[yellow]{strange} of them {'is' if strange == 1 else 'are'} of another configuration "
-            f"than suite {escape(loaded.name)!r} has now; its report leaves them out.[/]",
+            f"[yellow]{others} finished {_plural(others, 'run')} in {escape(str(store.path))} "
+            f"{'is' if others == 1 else 'are'} of another configuration or version than suite "
+            f"{escape(suite.name)!r} has now, and left out.[/]",
             soft_wrap=True,
         )
 
@@ -284,10 +295,14 @@ def report(
 
     loaded = _load(suite)
     store = Store(results, loaded.name)
+    folder = output or store.path / "report"
     try:
-        page = write_report(loaded, store, output or store.path / "report", asked_as=suite)
+        page = write_report(loaded, store, folder, asked_as=suite)
     except (ReportError, StoreError) as error:
         _fail(str(error))
+    except OSError as error:
+        _fail(f"the report cannot be written to {folder}: {error}")
+    _tell_of_others(loaded, store)
     out.print(f"The report: {escape(str(page.resolve()))}", soft_wrap=True)
     out.print(f"The same in Markdown: {escape(str(page.with_suffix('.md')))}", soft_wrap=True)
 
@@ -306,12 +321,14 @@ def compare(
     from dqn_adapters.benchmark import report as report_
 
     loaded = _load(suite)
+    if first == second:
+        _fail(f"A and B are both {first!r}; name two systems")
+    store = Store(results, loaded.name)
     try:
-        found = report_.compare(
-            loaded, Store(results, loaded.name), (first, second), asked_as=suite
-        )
+        found = report_.compare(loaded, store, (first, second), asked_as=suite)
     except (report_.ReportError, StoreError) as error:
         _fail(str(error))
+    _tell_of_others(loaded, store)
     table = Table(
         "environment",
         Column("seeds", justify="right"),
@@ -360,14 +377,11 @@ def export(
             export_.write_tensorboard(found, folder)
         else:
             export_.write_csv(found, folder)
-    except (
-        export_.ExportError,
-        StoreError,
-        DamagedCheckpointError,
-        FileExistsError,
-        ImportError,
-    ) as error:
+    except (export_.ExportError, StoreError, DamagedCheckpointError, ImportError) as error:
         _fail(str(error))
+    except OSError as error:
+        _fail(f"curves cannot be written to {folder}: {error}")
+    _tell_of_others(loaded, store)
     begun = sum(not curve.finished for curve in found)
     out.print(
         f"{len(found)} {_plural(len(found), 'run')}"
@@ -527,10 +541,10 @@ class _Display:
             count = f"{self._done}/{self._count}"
             if isinstance(event, Finished):
                 text = f"score {event.final_score:.1f}, {event.training_seconds:.1f} s"
-                self._progress.console.print(f"[green]done[/]   {count} {label}: {text}")
+                line = f"[green]done[/]   {count} {label}: {text}"
             else:
-                reason = escape(event.failure.reason)
-                self._progress.console.print(f"[red]failed[/] {count} {label}: {reason}")
+                line = f"[red]failed[/] {count} {label}: {escape(event.failure.reason)}"
+            self._progress.console.print(line, soft_wrap=True)
 
     def _step(self, run: RunSpec, timestep: int) -> None:
         self._steps[run.name] = timestep

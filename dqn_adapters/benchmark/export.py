@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from dqn_adapters._extras import require
 from dqn_adapters.benchmark.files import replacing
 from dqn_adapters.benchmark.recorder import Episode, Evaluation
 from dqn_adapters.benchmark.spec import RunSpec
-from dqn_adapters.benchmark.store import Store
+from dqn_adapters.benchmark.store import ForeignRunError, Store
 from dqn_adapters.benchmark.suite import Suite
 
 EVALUATIONS = "evaluations.csv"
@@ -38,7 +39,8 @@ class Curve:
 
 
 def curves(suite: Suite, store: Store) -> list[Curve]:
-    """The runs of a suite that are finished or have a checkpoint, in the order of the suite.
+    """The runs that are finished or have a checkpoint: those of the suite in its order, then other
+    seeds and systems under the same configuration.
 
     Raises:
         ExportError: there are none.
@@ -51,12 +53,23 @@ def curves(suite: Suite, store: Store) -> list[Curve]:
 
 
 def _curves(suite: Suite, store: Store) -> Iterator[Curve]:
-    for run in suite.runs():
+    runs = suite.runs()
+    for run in (*runs, *_more(suite, store, {run.name for run in runs})):
         if store.has(run):
             result = store.load(run.name)
-            yield Curve(run, result.evaluations, result.episodes, True)
+            yield Curve(result.run, result.evaluations, result.episodes, True)
         elif (known := store.unfinished(run)) is not None:
             yield Curve(run, *known, False)
+
+
+def _more(suite: Suite, store: Store, known: Collection[str]) -> Iterator[RunSpec]:
+    protocols = suite.protocols
+    for name in store.names():
+        if name not in known:
+            with contextlib.suppress(ForeignRunError):
+                run = store.spec(name)
+                if run.protocol in protocols:
+                    yield run
 
 
 def write_csv(found: list[Curve], folder: Path) -> list[Path]:

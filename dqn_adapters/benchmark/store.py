@@ -180,15 +180,9 @@ class Store:
             ForeignRunError: this version does not know its settings, or names it otherwise.
             StoreError: a file is missing or damaged.
         """
+        run = self.spec(name)
         directory = self.path / name
         try:
-            spec = json.loads((directory / "spec.json").read_text())
-            try:
-                run = RunSpec.from_dict(spec)
-            except ValueError as error:
-                raise ForeignRunError(f"{directory} is of another version: {error}") from error
-            if run.name != name:
-                raise ForeignRunError(f"{directory} is of another version: it is now {run.name}")
             result = json.loads((directory / "result.json").read_text())
             loaded = RunResult(
                 run=run,
@@ -209,13 +203,29 @@ class Store:
                 notes=result.get("notes", {}),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"{directory} is damaged ({type(error).__name__}: {error}); "
-                "delete it, and the next `dqn-bench run` makes it anew"
-            ) from error
+            raise _damaged(directory, error) from error
         if loaded.timesteps != run.evaluation.timesteps:
             raise StoreError(f"{directory} is damaged: its evaluations are not those of its spec")
         return loaded
+
+    def spec(self, name: str) -> RunSpec:
+        """What the run of that name is.
+
+        Raises:
+            ForeignRunError, StoreError: as `load`.
+        """
+        directory = self.path / name
+        try:
+            values = json.loads((directory / "spec.json").read_text())
+            try:
+                run = RunSpec.from_dict(values)
+            except ValueError as error:
+                raise ForeignRunError(f"{directory} is of another version: {error}") from error
+            if run.name != name:
+                raise ForeignRunError(f"{directory} is of another version: it is now {run.name}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(directory, error) from error
+        return run
 
     def names(self) -> list[str]:
         """Names of the finished runs, sorted."""
@@ -287,6 +297,13 @@ class Store:
 
     def _failure(self, run: RunSpec) -> Path:
         return self.path / "failures" / f"{run.name}.json"
+
+
+def _damaged(directory: Path, error: Exception) -> StoreError:
+    return StoreError(
+        f"{directory} is damaged ({type(error).__name__}: {error}); "
+        "delete it, and the next `dqn-bench run` makes it anew"
+    )
 
 
 def _json(values: Any, indent: int | None = None) -> str:

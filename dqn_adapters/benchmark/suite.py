@@ -167,6 +167,14 @@ class Suite:
             for system in reversed(self.systems)
         ]
 
+    @property
+    def protocols(self) -> dict[str, SuiteEnvironment]:
+        """The environments, by what runs must share with the suite's to be compared with them."""
+        return {
+            self.run(environment, self.systems[0], self.seeds[0]).protocol: environment
+            for environment in self.environments
+        }
+
     def run(self, environment: SuiteEnvironment, system: System, seed: int) -> RunSpec:
         """One of them."""
         return RunSpec(

@@ -81,6 +81,15 @@ def test_failed_runs_are_listed_and_set_the_exit_code(write_suite: Write, tmp_pa
         (["run", "quick", "--workers", "0"], "--workers"),
         (["report", "quik"], "did you mean 'quick'"),
         (["report", "quick"], "no run of suite 'quick' is finished"),
+        (["run", "quick", "--executor", "threads"], "'processes', 'ray'"),
+        (["export", "quick"], "no run of suite 'quick' is finished or begun"),
+        (
+            ["compare", "quick", "native-double", "sb3-double"],
+            "no run of suite 'quick' is finished",
+        ),
+        (["compare", "quick", "sb3-double", "sb3-double"], "A and B are both 'sb3-double'"),
+        (["compare", "quick", "sb3-double"], "Missing argument 'B'"),
+        (["merge", "quick", "nowhere"], "no run is finished in nowhere/quick"),
     ],
 )
 def test_wrong_input_ends_with_code_2_and_nothing_trained(

@@ -71,6 +71,19 @@ def test_curves_as_csv(write_suite: Write, tmp_path: Path) -> None:
     assert not list(folder.glob(".*"))
 
 
+def test_seeds_and_systems_beside_the_suites_are_exported_too(
+    write_suite: Write, tmp_path: Path
+) -> None:
+    store_runs(write_suite(["native-target", "native-double"], seeds=3), tmp_path)
+    code, output = invoke("export", write_suite(["native-target"], seeds=2), "--results", tmp_path)
+    assert code == 0
+    assert "6 runs: " in output
+    seen = [(row["system"], row["seed"]) for row in rows(tmp_path / "small/export/episodes.csv")]
+    assert seen[:2] == [("native-target", "0"), ("native-target", "1")]
+    others = [("native-double", "0"), ("native-double", "1"), ("native-double", "2")]
+    assert sorted(seen[2:]) == [*others, ("native-target", "2")]
+
+
 def test_curves_for_tensorboard(write_suite: Write, tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     path = write_suite(["native-double"], seeds=1)
