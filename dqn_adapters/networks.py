@@ -4,9 +4,10 @@ which is also that of the network of Mnih et al. (2015)."""
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,7 +15,13 @@ from gymnasium import spaces
 from torch import nn
 from torch.nn import functional as F
 
-from dqn_adapters.transition import Observations
+from dqn_adapters.config import DQNConfig
+from dqn_adapters.transition import Observations, map_arrays, to_tensors
+
+Network: TypeAlias = Callable[[spaces.Space[Any], int, DQNConfig], nn.Module]
+"""Makes a Q-network of a space of observations, a number of actions A and a configuration: a module
+that maps observations `(B, ...)` of the space's dtype (float32 for float64), a dictionary of them
+for a Dict, to action values `(B, A)`."""
 
 _SUPPORTED = "a Box, Discrete, MultiBinary, MultiDiscrete, or a Dict of these"
 
@@ -99,6 +106,11 @@ class BinaryCNN(nn.Module):
         return features
 
 
+def image_network(space: spaces.Space[Any]) -> type[NatureCNN] | type[BinaryCNN] | None:
+    """The convolutions for the observations of a space; None: they are not images."""
+    return next((kind for kind in (NatureCNN, BinaryCNN) if kind.fits(space)), None)
+
+
 class Encoder(nn.Module):
     """Observations of a space as one vector.
 
@@ -122,7 +134,7 @@ class Encoder(nn.Module):
         self.convolutions = nn.ModuleList()
         self.size = 0
         for key, part in parts.items():
-            kind = next((each for each in (NatureCNN, BinaryCNN) if each.fits(part)), None)
+            kind = image_network(part)
             if kind is not None:
                 assert isinstance(part, spaces.Box)
                 cnn = kind(part)
@@ -232,6 +244,60 @@ class QNetwork(nn.Module):
         """Map observations `(B, ...)` to action values `(B, A)`."""
         q_values: torch.Tensor = self.head(self.encoder(observations))
         return q_values
+
+
+def make_q_net(
+    network: Network | None,
+    observation_space: spaces.Space[Any],
+    num_actions: int,
+    config: DQNConfig,
+    seeds: np.random.SeedSequence,
+) -> nn.Module:
+    """The network that an agent begins with: the `QNetwork` of its configuration, or the user's.
+
+    Args:
+        network: The user's function; None: a `QNetwork`.
+        observation_space: The space of one observation.
+        num_actions: A.
+        config: Hyper-parameters.
+        seeds: Decides its weights.
+
+    Raises:
+        ValueError: the observation space is not supported, or what the user's function makes does
+            not map observations to action values.
+        TypeError: `network` is no function, or makes no module.
+    """
+    with seeded_initialization(int(seeds.generate_state(1)[0])):
+        if network is None:
+            return QNetwork(
+                observation_space, num_actions, config.hidden_sizes, dueling=config.dueling
+            )
+        if isinstance(network, nn.Module) or not callable(network):
+            raise TypeError(
+                f"network={network!r} is not accepted; it must be a function of an observation "
+                "space, a number of actions and a DQNConfig that makes a torch.nn.Module"
+            )
+        q_net = network(observation_space, num_actions, config)
+        if not isinstance(q_net, nn.Module):
+            raise TypeError(f"network must make a torch.nn.Module; it made {q_net!r}")
+        _check_shape(q_net, observation_space, num_actions)
+        return q_net
+
+
+def _check_shape(q_net: nn.Module, observation_space: spaces.Space[Any], num_actions: int) -> None:
+    space = copy.deepcopy(observation_space)
+    space.seed(0)
+    observation = map_arrays(lambda x: np.stack([x, x]), space.sample())
+    training = q_net.training
+    with torch.no_grad():
+        q_values = q_net.eval()(to_tensors(observation))
+    q_net.train(training)
+    shape = tuple(getattr(q_values, "shape", ()))
+    if shape != (2, num_actions):
+        raise ValueError(
+            f"network must map observations to action values (B, A), here (2, {num_actions}); it "
+            f"gave {shape or repr(q_values)}"
+        )
 
 
 def check_observation_space(space: spaces.Space[Any]) -> None:

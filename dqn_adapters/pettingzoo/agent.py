@@ -19,6 +19,7 @@ from dqn_adapters.environments import Masks
 from dqn_adapters.exploration import check_action_masks
 from dqn_adapters.finite import NonFiniteError
 from dqn_adapters.learner import UpdateMetrics
+from dqn_adapters.networks import Network
 from dqn_adapters.pettingzoo.games import AnyEnv, Turn, make_game, possible_agents
 from dqn_adapters.pettingzoo.groups import (
     Grouping,
@@ -91,13 +92,17 @@ class MultiAgentDQN:
             group, for agents that appear. An agent in no group has a network of its own, under its
             own name.
         self_play: Random openings and past opponents for groups; see `SelfPlay`. None: neither.
+        network: A function that makes the network of a group, from the space of its observations
+            (without an `"action_mask"`), the number of actions A and its configuration: a module
+            that maps observations `(B, ...)`, in the dtype of the space, to action values
+            `(B, A)`. None: a `QNetwork`.
         seed: Decides everything that is random: networks, environment, actions, replay.
             None draws fresh entropy.
         device: `"auto"` is CUDA where there is one, else the CPU.
 
     Raises:
         ValueError: a space is not supported, agents of a group have different ones, an agent is in
-            two groups or unknown, or the device is.
+            two groups or unknown, the device is, or the network does not fit the spaces.
         TypeError: an argument is of another type.
     """
 
@@ -108,6 +113,7 @@ class MultiAgentDQN:
         *,
         policy_groups: PolicyGroups | None = None,
         self_play: SelfPlay | None = None,
+        network: Network | None = None,
         seed: int | None = None,
         device: torch.device | str = "auto",
     ) -> None:
@@ -116,6 +122,7 @@ class MultiAgentDQN:
             raise TypeError(f"self_play={self_play!r} is not accepted; it must be a SelfPlay")
         self.grouping = Grouping(config, policy_groups, possible_agents(env))
         self.self_play = self_play
+        self._network = network
         self.device = resolve_device(device)
         self._seeds = np.random.SeedSequence(checked_int("seed", seed, low=0, none=True))
         self._env_generator = np.random.default_rng(self._seeds.spawn(1)[0])
@@ -353,6 +360,7 @@ class MultiAgentDQN:
                 seeds=seeds,
                 device=self.device,
                 self_play=self.self_play,
+                network=self._network,
             )
         except ValueError as error:
             raise ValueError(f"agent {agent!r}: {error}") from error
@@ -442,6 +450,7 @@ class MultiAgentDQN:
             "groups": None if self.grouping.function is not None else self.grouping.group_of,
             "configs": _configs_to_state(self.grouping.configs),
             "self_play": None if self.self_play is None else vars(self.self_play),
+            "own_network": self._network is not None,
             "entropy": str(self._seeds.entropy),  # 128 bits
             "policies": [p.state_dict(replay=replay) for p in self.policies.values()],
             "policy_of": {agent: policy.name for agent, policy in self._policy_of.items()},
@@ -458,6 +467,7 @@ class MultiAgentDQN:
         env: AnyEnv,
         *,
         policy_groups: PolicyGroups | None = None,
+        network: Network | None = None,
         device: torch.device | str = "auto",
     ) -> MultiAgentDQN:
         """Open what `save` wrote, over an environment with the same agents and spaces.
@@ -467,14 +477,21 @@ class MultiAgentDQN:
             env: The environment to go on in.
             policy_groups: The function that assigned groups, if it was one; groups that were given
                 as lists are in the file.
+            network: The function that made the networks, if there was one.
             device: As in the constructor.
 
         Raises:
             FileNotFoundError: there is no such file.
             CheckpointError: the file is not one of ours, is damaged, or is newer.
-            ValueError: the environment's agents or spaces do not fit, or the function is missing.
+            ValueError: the environment's agents or spaces do not fit, or a function is missing.
         """
         state = checkpoint.load(path, "pettingzoo")
+        if state.get("own_network", False) != (network is not None):
+            raise ValueError(
+                "network must be None: the networks that were saved are this package's own"
+                if network is not None
+                else "network must be the function that made the networks"
+            )
         if (state["groups"] is None) != callable(policy_groups):
             raise ValueError(
                 "policy_groups must be the function that assigned the groups"
@@ -490,6 +507,7 @@ class MultiAgentDQN:
             _configs_from_state(state["configs"]),
             policy_groups=groups or policy_groups,
             self_play=None if self_play is None else SelfPlay(**self_play),
+            network=network,
             device=device,
         )
         agent._load(path, state)

@@ -23,7 +23,7 @@ from dqn_adapters.environments import (
 from dqn_adapters.exploration import beta_schedule, epsilon_greedy, epsilon_schedule
 from dqn_adapters.finite import NonFiniteError
 from dqn_adapters.learner import DQNLearner, UpdateMetrics
-from dqn_adapters.networks import QNetwork, seeded_initialization
+from dqn_adapters.networks import Network, make_q_net
 from dqn_adapters.pettingzoo.spaces import to_state
 from dqn_adapters.replay import ReplayBuffer
 from dqn_adapters.replay.storage import check_shape
@@ -111,9 +111,10 @@ class GroupPolicy:
         seeds: Decides its network, actions and replay.
         device: Where it computes.
         self_play: Against past versions of itself; None: not.
+        network: Makes its network; None: a `QNetwork`. See `networks.make_q_net`.
 
     Raises:
-        ValueError: a space is not supported.
+        ValueError: a space is not supported, or the network does not fit it.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class GroupPolicy:
         seeds: np.random.SeedSequence,
         device: torch.device,
         self_play: SelfPlay | None = None,
+        network: Network | None = None,
     ) -> None:
         self.name = name
         self.group = group
@@ -144,13 +146,7 @@ class GroupPolicy:
         self._streams: dict[str, int] = {}
         net_seed, act_seed, replay_seed = seeds.spawn(3)
         self._generator = np.random.default_rng(act_seed)
-        with seeded_initialization(int(net_seed.generate_state(1)[0])):
-            q_net = QNetwork(
-                self.observation_space,
-                self.num_actions,
-                config.hidden_sizes,
-                dueling=config.dueling,
-            )
+        q_net = make_q_net(network, self.observation_space, self.num_actions, config, net_seed)
         self.learner = DQNLearner(q_net.to(device), config)
         self.replay = ReplayBuffer.from_config(
             config,

@@ -181,6 +181,44 @@ def test_load_with_a_function_and_with_spaces_that_do_not_fit(tmp_path: Path) ->
         MultiAgentDQN.load(tmp_path / "broken", Script([GAME]))
 
 
+class Tanh(torch.nn.Sequential):
+    def __init__(self, space: Any, num_actions: int, config: DQNConfig) -> None:
+        (width,) = config.hidden_sizes
+        size = int(np.prod(space.shape))
+        super().__init__(
+            torch.nn.Linear(size, width), torch.nn.Tanh(), torch.nn.Linear(width, num_actions)
+        )
+
+    def forward(self, observations: torch.Tensor) -> Any:
+        return super().forward(observations.float().flatten(1))
+
+
+def test_each_group_has_a_network_of_ones_own_for_its_spaces() -> None:
+    config = {**dict.fromkeys("abc", SMALL), "b": dataclasses.replace(SMALL, hidden_sizes=(5,))}
+    agent = MultiAgentDQN(Script([GAME]), config, network=Tanh, seed=0)
+    shapes = [[tuple(p.shape) for p in x.q_net.parameters()] for x in agent.policies.values()]
+    assert shapes[0] == [(8, 3), (8,), (3, 8), (3,)]
+    assert shapes[1] == [(5, 4), (5,), (4, 5), (4,)]
+    again = MultiAgentDQN(Script([GAME]), config, network=Tanh, seed=0)
+    assert equal(parameters(again), parameters(agent))
+
+
+def test_a_network_of_ones_own_is_trained_and_goes_on_exactly(tmp_path: Path) -> None:
+    agent = MultiAgentDQN(tictactoe(), SMALL, network=Tanh, seed=0)
+    before = parameters(agent)
+    agent.learn(100, lambda step: step.num_timesteps < 40 or step.episode_length == 0)
+    assert not equal(parameters(agent), before)
+    path = agent.save(tmp_path / "agent", replay=True)
+    with pytest.raises(ValueError, match="network must be the function that made the networks"):
+        MultiAgentDQN.load(path, tictactoe())
+    loaded = MultiAgentDQN.load(path, tictactoe(), network=Tanh)
+    assert equal(parameters(loaded), parameters(agent))
+    assert equal(parameters(loaded.learn(40)), parameters(agent.learn(40)))
+    shipped = MultiAgentDQN(tictactoe(), SMALL, seed=0).save(tmp_path / "shipped")
+    with pytest.raises(ValueError, match="network must be None: the networks that were saved"):
+        MultiAgentDQN.load(shipped, tictactoe(), network=Tanh)
+
+
 class Spaces(ParallelEnv[str, Any, Any]):
     """Never stepped: two agents of the given spaces."""
 
@@ -242,6 +280,14 @@ BOX = spaces.Box(0, 1, (2,), np.float32)
         (Script([GAME]), {"config": {"d": SMALL}}, ValueError, "config has 'd'; the groups are"),
         (Script([GAME]), {"config": 3}, TypeError, "config=3 .* DQNConfig"),
         (Script([GAME]), {"self_play": 3}, TypeError, "self_play=3"),
+        (Script([GAME]), {"network": torch.nn.Linear(4, 2)}, TypeError, "network=.* a function of"),
+        (Script([GAME]), {"network": lambda *_: None}, TypeError, "network must make .* made None"),
+        (
+            Script([GAME]),
+            {"network": lambda space, n, _: torch.nn.Linear(space.shape[0], n + 1)},
+            ValueError,
+            r"agent 'a': network must map .* \(B, A\), here \(2, 3\); it gave \(2, 4\)",
+        ),
         (Script([GAME]), {"seed": -1}, ValueError, "seed=-1"),
         (Script([GAME]), {"device": "gpu?"}, ValueError, "device="),
         ("a", {}, TypeError, "env='a' .* pettingzoo.AECEnv or a pettingzoo.ParallelEnv"),
