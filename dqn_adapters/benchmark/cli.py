@@ -81,41 +81,41 @@ class ExecutorName(StrEnum):
 @app.command("list")
 def list_() -> None:
     """Show the suites and the systems."""
-    suites = Table(
-        Column("suite", no_wrap=True),
-        "environments",
-        "systems",
-        "seeds",
-        "steps",
-        "what it is",
-        box=None,
-    )
+    suites = Table(Column("suite", no_wrap=True), "what it is", box=None)
     for name in sorted(find_suites()):
         try:
-            suite = load_suite(name)
+            suites.add_row(f"[bold]{name}[/]", _summary(load_suite(name)))
         except SuiteError as error:
             suites.add_row(f"[bold]{name}[/]", f"[red]{escape(str(error))}[/]")
-            continue
-        suites.add_row(
-            f"[bold]{name}[/]",
-            escape(", ".join(environment.spec.title for environment in suite.environments)),
-            str(len(suite.systems)),
-            str(len(suite.seeds)),
-            f"{suite.total_timesteps:,}",
-            escape(suite.description.partition(". ")[0]),
-        )
     out.print(suites)
     out.print()
     table = Table(Column("system", no_wrap=True), "implementation", "variant", "", box=None)
+    lacking: dict[str, None] = {}
     for system in systems_.ALL_SYSTEMS:
         missing = system.missing()
+        if missing:
+            lacking[missing.partition(": ")[2]] = None
         table.add_row(
             f"[bold]{system.name}[/]",
             systems_.LABELS[system.implementation],
             system.variant,
-            f"[yellow]{escape(missing.partition(': ')[2])}[/]" if missing else "ready",
+            "[yellow]missing[/]" if missing else "ready",
         )
     out.print(table)
+    for reason in lacking:
+        out.print(f"[yellow]{escape(reason)}[/]", soft_wrap=True)
+
+
+def _summary(suite: Suite) -> str:
+    steps = sorted({run.total_timesteps for run in suite.runs()})
+    counts = (
+        f"{len(suite.systems)} {_plural(len(suite.systems), 'system')}, "
+        f"{len(suite.seeds)} {_plural(len(suite.seeds), 'seed')}, "
+        f"{' to '.join(f'{count:,}' for count in dict.fromkeys((steps[0], steps[-1])))} steps"
+    )
+    titles = "; ".join(environment.spec.title for environment in suite.environments)
+    sentence = suite.description.partition(". ")[0].removesuffix(".")
+    return escape(f"{sentence}.\n" if sentence else "") + f"[dim]{escape(titles)}: {counts}[/]"
 
 
 @app.command()
