@@ -51,9 +51,9 @@ class RayCluster:
     """A connection to Ray, for as long as the context lasts.
 
     Args:
-        address: As `ray.init` takes it: `HOST:PORT`, `ray://HOST:PORT`, or `auto` for the cluster
-            that this machine is part of. None: the one that `RAY_ADDRESS` names, or else Ray on
-            this machine alone, started here.
+        address: As `ray.init` takes it: `HOST:PORT`, or `auto` for the cluster that this machine
+            is part of. None: the one that `RAY_ADDRESS` names, or else Ray on this machine alone,
+            started here.
 
     Raises:
         ImportError: Ray is not installed.
