@@ -8,10 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
@@ -21,8 +19,6 @@ from dqn_adapters.learner import DQNLearner, TDLoss
 from dqn_adapters.replay import ReplayBuffer
 from dqn_adapters.targets import q_learning_target
 from dqn_adapters.transition import Transition
-
-_Environment = gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | str
 
 
 class Newest(ReplayBuffer):
@@ -44,18 +40,12 @@ class Newest(ReplayBuffer):
 class StreamAgent(DQNAgent):
     """Learns from the stream as it comes: every minibatch is the newest `batch_size` transitions.
 
-    With `batch_size=k` and one update every k steps it learns from every transition once.
+    With `batch_size=k` and one update every k steps it learns from every transition once. Arguments
+    are those of `DQNAgent`.
     """
 
-    def __init__(
-        self,
-        env: _Environment,
-        config: DQNConfig | None = None,
-        *,
-        seed: int | None = None,
-        device: torch.device | str = "auto",
-    ) -> None:
-        super().__init__(env, config, seed=seed, device=device)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.replay = Newest.from_config(
             dataclasses.replace(self.config, buffer_size=self.config.batch_size),
             self.observation_space,
@@ -105,15 +95,8 @@ class ResidualLearner(DQNLearner):
 
 
 class ResidualAgent(DQNAgent):
-    """Vanilla DQN that does not stop the gradient through y."""
+    """Vanilla DQN that does not stop the gradient through y. Arguments are those of `DQNAgent`."""
 
-    def __init__(
-        self,
-        env: _Environment,
-        config: DQNConfig | None = None,
-        *,
-        seed: int | None = None,
-        device: torch.device | str = "auto",
-    ) -> None:
-        super().__init__(env, config, seed=seed, device=device)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.learner = ResidualLearner(self.q_net, self.config)

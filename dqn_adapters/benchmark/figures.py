@@ -36,10 +36,11 @@ VARIANT_COLOURS = {"vanilla": VERMILLION, "target": BLUE, "double": GREEN}
 VARIANT_MARKERS = {"vanilla": "v", "target": "o", "double": "D"}
 SPARE = ((PURPLE, "s"), (ORANGE, "^"), (SKY, "P"), (BLACK, "X"))
 """Colours and markers of further systems in a panel."""
-_DIVERGED = 1_000.0
-"""Beyond it, a linear axis would show nothing else."""
 LIBRARY_COLOURS = {"native": BLACK, "sb3": ORANGE, "tianshou": PURPLE}
 LIBRARY_MARKERS = {"native": "o", "sb3": "s", "tianshou": "^"}
+
+DIVERGED = 1_000.0
+"""Overestimation beyond which an axis is logarithmic: a linear one would show nothing else."""
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # real text: small, sharp, searchable
@@ -134,7 +135,7 @@ def bias_curves(title: str, lines: Sequence[Line], *, limits: tuple[float, float
         limits=limits,
         threshold=0.0,
         labels=("environment steps", "estimate \N{MINUS SIGN} return"),
-        symlog=max(map(abs, limits)) > _DIVERGED,
+        symlog=max(map(abs, limits)) > DIVERGED,
     )
 
 

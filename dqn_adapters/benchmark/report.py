@@ -644,6 +644,8 @@ def bias_limits(bands: Iterable[Band]) -> tuple[float, float]:
     """Of a common vertical axis, with 0 on it."""
     ends = [(float(each.low.min()), float(each.high.max())) for each in bands]
     low, high = min(0.0, *(low for low, _ in ends)), max(0.0, *(high for _, high in ends))
+    if max(-low, high) > figures.DIVERGED:  # margins on a logarithmic axis
+        return 1.5 * low - 1.0, 1.5 * high + 1.0
     margin = 0.06 * max(high - low, 1.0)
     return low - margin, high + margin
 

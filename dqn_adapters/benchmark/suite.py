@@ -23,6 +23,7 @@ from dqn_adapters.benchmark.recorder import make_environment
 from dqn_adapters.benchmark.spec import EnvironmentSpec, EvaluationSpec, RunSpec
 from dqn_adapters.benchmark.systems import System
 from dqn_adapters.config import DQNConfig
+from dqn_adapters.networks import image_network
 
 LOCAL_SUITES = Path("benchmarks/suites")
 BUILT_IN_SUITES = Path(__file__).parent / "suites"
@@ -226,7 +227,7 @@ class Suite:
             if self.many_agents:
                 self._check_game(environment)
             else:
-                _check_environment(environment.spec, self.source)
+                _check_environment(environment.spec, self.source, self.systems)
 
     def _check_game(self, environment: SuiteEnvironment) -> None:
         from dqn_adapters.benchmark import games
@@ -554,7 +555,7 @@ def _check_systems(suite: Suite, place: str) -> None:
                 raise SuiteError(f"{place}: system {system.name!r} cannot be levelled: {problem}")
 
 
-def _check_environment(spec: EnvironmentSpec, source: str) -> None:
+def _check_environment(spec: EnvironmentSpec, source: str, systems: Sequence[System]) -> None:
     try:
         environment = make_environment(spec)
     except gym.error.Error as error:
@@ -573,6 +574,16 @@ def _check_environment(spec: EnvironmentSpec, source: str) -> None:
                 f"{source}: environment {spec.id!r} has no time limit, so an evaluation may never "
                 "end; set max_episode_steps"
             )
+        space = environment.observation_space
+        parts = space.values() if isinstance(space, gym.spaces.Dict) else [space]
+        if any(map(image_network, parts)):
+            for system in systems:
+                if system.requires is not None and not system.shipped:
+                    raise SuiteError(
+                        f"{source}: environment {spec.id!r} has images, for which system "
+                        f"{system.name!r} cannot be levelled: the harness brings the network of "
+                        "convolutions to the native agent only"
+                    )
     finally:
         environment.close()
 

@@ -1,12 +1,14 @@
 """MinAtar's games as environments of a suite."""
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 
-from dqn_adapters.benchmark import load_suite, systems
+from dqn_adapters.benchmark import SuiteError, load_suite, systems
 from dqn_adapters.benchmark.spec import EvaluationSpec
 
 pytest.importorskip("minatar", reason="needs the extra minatar")
@@ -63,3 +65,14 @@ def test_the_suite_is_the_papers_and_trains() -> None:
     assert first.timing.updates == 60
     assert first.evaluations == second.evaluations
     assert first.episodes == second.episodes
+
+
+def test_images_are_for_systems_that_have_the_network(write_suite: Callable[..., Path]) -> None:
+    values = {"environment": ID, "environment_extra": EXTRA}
+    load_suite(str(write_suite(["native-double"], **values))).check_runnable()
+    with pytest.raises(SuiteError, match="has images, for which system 'sb3-double' cannot be lev"):
+        load_suite(str(write_suite(["sb3-double"], **values))).check_runnable()
+
+
+EXTRA = """kwargs = { game = "breakout" }
+max_episode_steps = 100"""
