@@ -300,10 +300,9 @@ def _learn_sb3(algorithm: Any, run: RunSpec, recorder: Recorder, **arguments: An
 
 def _train_tianshou(run: RunSpec, recorder: Recorder) -> int:
     import torch
-    from tianshou.data import Collector
     from tianshou.env import DummyVectorEnv
 
-    from dqn_adapters.tianshou import DQN, DQNPolicy, ReplayBuffer, trainer_params
+    from dqn_adapters.tianshou import DQN, Collector, DQNPolicy, ReplayBuffer, trainer_params
 
     config, seed = run.config, run.seeds.agent
     torch.manual_seed(seed)

@@ -40,7 +40,7 @@ from dqn_adapters.tianshou.networks import as_mlp
 from dqn_adapters.tianshou.options import SCHEDULE, Options, config_from_options
 from dqn_adapters.tianshou.policy import DQNPolicy
 from dqn_adapters.tianshou.trainer import DQNTrainer
-from dqn_adapters.transition import Observations
+from dqn_adapters.transition import Observations, Transition
 
 _LENGTHS = "exploration_steps", "priority_beta_steps"
 """Of the schedules of epsilon and beta; where the config has None, the training fixes them."""
@@ -288,12 +288,7 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
         return batch
 
     def _update_with_batch(self, batch: Any) -> DQNTrainingStats:
-        fields = fields_of(batch)
-        if self.learner.execution == "kernel":
-            transition = self._memory.put(fields)
-        else:
-            transition = to_transition(fields, torch_device(self.policy.model))
-        metrics = self.learner.update(transition)
+        metrics = self.learner.update(self._transition(batch))
         batch.weight = metrics.td_error  # the new priorities, if the buffer has any
         means = mean_metrics([metrics])
         return DQNTrainingStats(
@@ -314,6 +309,12 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
             if module.training != mode:  # torch's modules look long at what they are set
                 module.training = mode
         return self
+
+    def _transition(self, batch: Any) -> Transition:
+        fields = fields_of(batch)
+        if self.learner.execution == "kernel":
+            return self._memory.put(fields)
+        return to_transition(fields, torch_device(self.policy.model))
 
     def get_extra_state(self) -> dict[str, Any]:
         """What `state_dict` holds beside networks and optimiser."""

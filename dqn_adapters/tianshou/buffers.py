@@ -205,6 +205,13 @@ class _PrioritizedBuffer(_Buffer):
         indices: Rows = self.weight.get_prefix_sum_idx(uniform * self.weight.reduce())
         return indices
 
+    def update_weight(self, index: Rows, new_weight: Any) -> None:
+        """See Tianshou's `PrioritizedReplayBuffer.update_weight`."""
+        buffer: Any = self
+        host.PrioritizedReplayBuffer.update_weight(buffer, index, new_weight)
+        # Tianshou's are numbers of float32, which round another way than those of a checkpoint.
+        buffer._max_prio, buffer._min_prio = float(buffer._max_prio), float(buffer._min_prio)
+
     def set_beta(self, beta: float) -> None:
         """See Tianshou's `PrioritizedReplayBuffer.set_beta`; heeded in a vector buffer too."""
         set_beta(self, beta)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tianshou.data import Batch, CollectStats
 from tianshou.data.collector import TCollectStats
 from tianshou.env import BaseVectorEnv
+from tianshou.utils.determinism import TraceLogger
 
 from dqn_adapters.environments import MASK
 from dqn_adapters.tianshou.buffers import as_batch
@@ -83,6 +84,7 @@ class Collector(host.Collector[TCollectStats]):
             and self.collect_stats_class is CollectStats
             and isinstance(self.env, BaseVectorEnv)
             and not self.env.is_async
+            and not TraceLogger.is_enabled
         )
 
     def _act(

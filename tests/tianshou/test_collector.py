@@ -16,6 +16,7 @@ from gymnasium import spaces
 from tianshou.algorithm.optim import AdamOptimizerFactory
 from tianshou.data import Batch, CollectStats
 from tianshou.env import DummyVectorEnv, SubprocVectorEnv
+from tianshou.utils.determinism import TraceLoggerContext
 from tianshou.utils.net.common import Net
 from tianshou.utils.torch_utils import policy_within_training_step
 
@@ -246,6 +247,12 @@ def test_the_short_way_is_taken() -> None:
 )
 def test_who_looks_at_the_steps_is_left_to_tianshou(options: Any, how: Any) -> None:
     assert looked_at(parts(Collector, **options), **how)
+
+
+def test_traces_are_tianshous() -> None:
+    collector = parts(Collector)
+    with TraceLoggerContext():
+        assert looked_at(collector, n_step=6)
 
 
 def test_a_subclass_is_not_looked_into() -> None:
