@@ -58,6 +58,7 @@ _STYLE: dict[Any, Any] = {
     "axes.titlelocation": "left",
     "axes.grid": True,
     "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
     "grid.color": "#e6e6e6",
     "grid.linewidth": 0.8,
     "xtick.color": "#555555",

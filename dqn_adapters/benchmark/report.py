@@ -653,7 +653,7 @@ def bias_limits(bands: Iterable[Band]) -> tuple[float, float]:
 def score_limits(found: Iterable[SystemResult]) -> tuple[float, float]:
     """Of a common vertical axis of learning curves."""
     curves = [value for system in found for run in system.runs for value in run.scores]
-    margin = 0.04 * ((max(curves) - min(curves)) or 1.0)
+    margin = 0.04 * (max(curves) - min(curves)) or 1.0
     return min(curves) - margin, max(curves) + margin
 
 
@@ -898,6 +898,8 @@ def _summary(
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     steps = sorted({each.total_timesteps for each in environments})
     under = "as its library ships it" if suite.shipped else "under one levelled configuration"
+    if not suite.one_configuration:
+        under += " per environment"
     yield (
         f"{_count(len(names), 'system')}, each an implementation and a variant of DQN, trained on "
         f"{join_and([each.id for each in environments])} for "

@@ -155,6 +155,11 @@ class Suite:
         """Whether every library runs as it is shipped, and nothing is levelled."""
         return self.systems[0].shipped
 
+    @property
+    def one_configuration(self) -> bool:
+        """Whether no environment has settings of its own."""
+        return all(environment.config == self.config for environment in self.environments)
+
     def runs(self) -> list[RunSpec]:
         """All runs, seed by seed, so that an interrupted suite has compared something.
 

@@ -12,7 +12,7 @@ from benchmark.conftest import suite_text
 
 from dqn_adapters.benchmark import Evaluation, RunSpec, Suite, figures, load_suite
 from dqn_adapters.benchmark.recorder import Episode, ValueCheck
-from dqn_adapters.benchmark.report import ReportError, collect, write_report
+from dqn_adapters.benchmark.report import ReportError, collect, score_limits, write_report
 from dqn_adapters.benchmark.store import Failure, RunResult, Store, Timing
 from dqn_adapters.benchmark.systems import SYSTEMS
 
@@ -496,6 +496,18 @@ def test_a_report_of_what_is_shipped_says_so(
     assert (difference.system, difference.reference) == ("sb3-shipped", "sb3-reference-shipped")
 
 
+def test_a_flat_curve_has_an_axis_that_can_be_read(make_suite: Make, store: Store) -> None:
+    suite = make_suite(["native-double"])
+    fill(suite, store, lambda run, step: -201.0)  # and -199
+    assert score_limits(collect(suite, store, asked_as="small").environments[0].systems) == (
+        -201.0,
+        -199.0,
+    )
+    (picture,) = collect(suite, store, asked_as="small").environments[0].curves_by_family
+    assert ">\N{MINUS SIGN}200.0" in picture.svg  # a tick, and no offset from it
+    assert "e2<" not in picture.svg
+
+
 def test_the_same_results_give_the_same_pictures(make_suite: Make, store: Store) -> None:
     suite = make_suite(["native-double", "sb3-reference"])
     fill(suite, store)
@@ -568,7 +580,8 @@ config = { gamma = 0.5 }
     assert rows["Target period"] == "target_update_interval=8 steps"
     assert [each.total_timesteps for each in report.environments] == [64, 96]
     text = Page(write_report(suite, store, tmp_path / "out", asked_as="small")).text
-    assert "for 64 to 96 environment steps" in text
+    assert "for 64 to 96 environment steps under one levelled configuration per environment" in text
+    assert "One configuration per environment, brought to every implementation" in text
     assert "evenly spaced points up to step 96" in text
 
 
