@@ -32,7 +32,8 @@ def learns(run: RunSpec, recorder: Recorder) -> int:
 
 
 def continues(run: RunSpec, recorder: Recorder) -> int:
-    """As `learns`, and it can go on from a checkpoint."""
+    """As `learns`, and it can go on from a checkpoint. In the middle it holds while there is a
+    file `hold`; where it goes on from, it tells."""
     generator = np.random.default_rng(run.seeds.agent)
     weights = generator.normal(size=4)
     before = recorder.resume()
@@ -40,6 +41,7 @@ def continues(run: RunSpec, recorder: Recorder) -> int:
         state = json.loads(before.read_text())
         weights[:] = state["weights"]
         generator.bit_generator.state = state["generator"]
+        _tell(run, "resumed", recorder.timestep)
 
     def save(path: Path) -> None:
         now = {"weights": weights.tolist(), "generator": generator.bit_generator.state}
@@ -55,7 +57,16 @@ def continues(run: RunSpec, recorder: Recorder) -> int:
             environment.reset()
         recorder.observe()
         recorder.checkpoint(save)
+        if recorder.timestep == run.total_timesteps // 2:
+            _tell(run, "holding", recorder.timestep)
+            while FOLDER in os.environ and (Path(os.environ[FOLDER]) / "hold").exists():
+                time.sleep(0.05)
     return run.total_timesteps // run.config.train_freq
+
+
+def _tell(run: RunSpec, what: str, timestep: int) -> None:
+    if FOLDER in os.environ:
+        (Path(os.environ[FOLDER]) / f"{what}-{run.seed_index}").write_text(str(timestep))
 
 
 def fails(run: RunSpec, recorder: Recorder) -> int:
