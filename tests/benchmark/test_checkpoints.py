@@ -68,9 +68,6 @@ def test_a_resumed_run_on_frames_has_the_numbers_of_one_that_was_not_stopped(
 ) -> None:
     suite = load_suite("pong")
     (environment,) = suite.environments
-    environment = dataclasses.replace(
-        environment, spec=dataclasses.replace(environment.spec, max_episode_steps=40)
-    )
     config = dataclasses.replace(
         suite.config,
         buffer_size=150,  # it wraps
@@ -80,13 +77,13 @@ def test_a_resumed_run_on_frames_has_the_numbers_of_one_that_was_not_stopped(
         target_update_interval=50,
         hidden_sizes=(16,),
     )
-    small = dataclasses.replace(
-        suite,
-        total_timesteps=280,
-        evaluation=dataclasses.replace(suite.evaluation, timesteps=(0, 160, 280), episodes=1),
-        environments=(environment,),
+    environment = dataclasses.replace(
+        environment,
+        spec=dataclasses.replace(environment.spec, max_episode_steps=40),
         config=config,
+        evaluation=dataclasses.replace(environment.evaluation, timesteps=(0, 160, 280), episodes=1),
     )
+    small = dataclasses.replace(suite, environments=(environment,), config=config)
     dueling = next(run for run in small.runs() if run.config.dueling)
     resumed = train_with_a_stop(dueling, Checkpoints(tmp_path / "checkpoint", 70), at=250)
     assert numbers(resumed) == numbers(systems.train(dueling))
