@@ -104,6 +104,11 @@ class ReplayBuffer:
         self._added = 0
         self._last = np.full(num_envs, -1, np.int64)  # number of every environment's newest row
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without the reused batch, whose tensors and arrays would no
+        longer share memory in a copy."""
+        return {**self.__dict__, "_reused": None}
+
     @classmethod
     def from_config(
         cls,

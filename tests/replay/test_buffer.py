@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -511,3 +513,15 @@ def test_memory_that_is_used_again_holds_the_same_batch(prioritized: bool) -> No
         seen.append(again)
     assert seen[0] is seen[1]
     assert len({id(batch) for batch in seen}) == 3
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_does_not_go_on_with_the_batch_of_the_other(copied: Any) -> None:
+    replay = make(capacity=6)
+    replay.add(env_step(rows(1, 2, 3)))
+    replay.add(env_step(rows(4, 5, 6)))
+    first = replay.gather(np.arange(3), reuse=True)
+    other = copied(replay)
+    assert other.gather(np.arange(3, 6), reuse=True).observations[:, 0].tolist() == [4, 5, 6]
+    assert other.gather(np.arange(3), reuse=True).observations[:, 0].tolist() == [1, 2, 3]
+    assert first.observations[:, 0].tolist() == [1, 2, 3]
