@@ -29,7 +29,7 @@ from dqn_adapters.exploration import (
 from dqn_adapters.learner import DQNLearner, UpdateMetrics
 from dqn_adapters.networks import QNetwork, seeded_initialization
 from dqn_adapters.replay import ReplayBuffer
-from dqn_adapters.transition import Arrays, map_arrays
+from dqn_adapters.transition import Arrays, EnvStep, map_arrays
 
 
 class TrainingStep(NamedTuple):
@@ -114,8 +114,8 @@ class DQNAgent:
         """Environment steps taken, all environments together."""
         self._schedule: LinearSchedule | None = None  # of epsilon; the first `learn` fixes it
         self._beta = beta_schedule(config, 1)  # of the importance weights, likewise
-        self._episode_returns = np.zeros(self._stepper.num_envs)
-        self._episode_lengths = np.zeros(self._stepper.num_envs, np.int64)
+        self._episode_returns = [0.0] * self._stepper.num_envs
+        self._episode_lengths = [0] * self._stepper.num_envs
         self._started = False
 
     @property
@@ -188,27 +188,37 @@ class DQNAgent:
             step = stepper.step(actions)
             self.replay.add(step)
             before = self.num_timesteps
-            self.num_timesteps += int(np.count_nonzero(step.valid))
-
-            done = (step.terminated | step.truncated) & step.valid
-            np.add(self._episode_returns, step.rewards, out=self._episode_returns, where=step.valid)
-            self._episode_lengths += step.valid
-            returns: tuple[float, ...] = ()
-            lengths: tuple[int, ...] = ()
-            if np.count_nonzero(done):
-                returns = tuple(self._episode_returns[done].tolist())
-                lengths = tuple(self._episode_lengths[done].tolist())
-                self._episode_returns[done] = 0.0
-                self._episode_lengths[done] = 0
-
-            self.learner.count(steps=self.num_timesteps - before, episodes=len(returns))
+            experienced, returns, lengths = self._count(step)
+            self.num_timesteps += experienced
+            self.learner.count(steps=experienced, episodes=len(returns))
             metrics = None
             phases = self.num_timesteps // config.train_freq - before // config.train_freq
             if self.num_timesteps > config.learning_starts:
-                self.replay.beta = self._beta(self.num_timesteps)
+                if self.replay.prioritized:
+                    self.replay.beta = self._beta(self.num_timesteps)
                 for _ in range(phases * config.gradient_steps):
                     metrics = self._update()
             yield TrainingStep(self, self.num_timesteps, epsilon, returns, lengths, metrics)
+
+    def _count(self, step: EnvStep) -> tuple[int, tuple[float, ...], tuple[int, ...]]:
+        """Environment steps in a step, and the returns and lengths of the episodes it ended.
+
+        In lists: for a few environments they are quicker than numpy.
+        """
+        experienced, ended = 0, []
+        fields = step.rewards, step.terminated, step.truncated, step.valid
+        rows = zip(*(values.tolist() for values in fields), strict=True)
+        for i, (reward, terminated, truncated, valid) in enumerate(rows):
+            if not valid:
+                continue
+            experienced += 1
+            self._episode_returns[i] += reward
+            self._episode_lengths[i] += 1
+            if terminated or truncated:
+                ended.append((self._episode_returns[i], self._episode_lengths[i]))
+                self._episode_returns[i], self._episode_lengths[i] = 0.0, 0
+        returns, lengths = zip(*ended, strict=True) if ended else ((), ())
+        return experienced, returns, lengths
 
     def _update(self) -> UpdateMetrics:
         indices = self.replay.draw(self.config.batch_size)

@@ -67,6 +67,13 @@ class ObservationView:
             return {key: np.array(observation[key], part.dtype) for key, part in self.space.items()}
         return np.array(observation, self.space.dtype)
 
+    def row(self, observation: Any) -> Arrays:
+        """The same of one observation, as a batch of one."""
+        arrays = self.arrays(observation)
+        if isinstance(arrays, dict):
+            return {key: array[None] for key, array in arrays.items()}
+        return arrays[None]
+
 
 class Stepper(Protocol):
     """N environments that are stepped together and start the next episode by themselves."""
@@ -143,7 +150,7 @@ class SingleStepper:
 
     def _arrive(self, observation: Any, info: Mapping[str, Any]) -> None:
         seen, mask = self.view.split(observation)
-        self.observations = map_arrays(lambda array: array[None], self.view.arrays(seen))
+        self.observations = self.view.row(seen)
         if mask is None:
             mask = info.get(MASK)
         if mask is None and self._method is not None:

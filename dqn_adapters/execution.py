@@ -213,9 +213,10 @@ class MLPKernel:
         for parameter in parameters:
             if not parameter.requires_grad:
                 return None
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            gradient.append(parameter.grad)
+            grad = parameter.grad
+            if grad is None:
+                grad = parameter.grad = torch.zeros_like(parameter)
+            gradient.append(grad)
         return [*_parameters(self._target_layers), *parameters, *gradient]
 
     def _look_at(self, batch: Transition) -> bool:
@@ -293,15 +294,16 @@ class AdamKernel:
     def moments(self) -> list[Any]:
         """First moments, second moments and step counts of all parameters."""
         state: Any = self._optimizer.state
-        if not _are([*state], self._parameters):  # as Adam begins
+        states = state.values()
+        if not _are([*state], self._parameters):
             for parameter in self._parameters:
-                if parameter not in state:
+                if parameter not in state:  # as Adam begins
                     state[parameter] = {
                         "step": torch.tensor(0.0),
                         "exp_avg": torch.zeros_like(parameter),
                         "exp_avg_sq": torch.zeros_like(parameter),
                     }
-        states = [state[parameter] for parameter in self._parameters]
+            states = [state[parameter] for parameter in self._parameters]
         return [moment(one) for moment in _MOMENTS for one in states]
 
     def step(self) -> float | None:

@@ -84,6 +84,9 @@ def epsilon_greedy(
     """
     if action_masks is not None:
         check_action_masks(action_masks, num_envs, num_actions)
+    elif num_envs == 1:  # the same draws as below, without arrays
+        draw, uniform_draw = generator.random(2).tolist()
+        return np.array([int(uniform_draw * num_actions)]) if draw < epsilon else greedy()
     draws = generator.random((2, num_envs))
     explores, uniform = draws[0] < epsilon, draws[1]
     count = np.count_nonzero(explores)

@@ -87,9 +87,10 @@ def mean_metrics(metrics: Sequence[UpdateMetrics]) -> dict[str, float]:
     Returns:
         `loss`, `td_error` (of its absolute value), `q_value`, `td_target`, `grad_norm`.
     """
-    seen = [one._seen[:5] for one in metrics if one._seen is not None]
+    seen = [one._seen[:5].tolist() for one in metrics if one._seen is not None]
     if len(seen) == len(metrics):
-        return dict(zip(METRICS, np.mean(seen, axis=0, dtype=float).tolist(), strict=True))
+        means = [sum(values) / len(seen) for values in zip(*seen, strict=True)]
+        return dict(zip(METRICS, means, strict=True))
     stacked = [torch.stack([getattr(one, name) for one in metrics]) for name in METRICS]
     stacked[1] = stacked[1].abs()
     # One transfer for all: each would wait for the device.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from dqn_adapters.replay.storage import (
     check_shape,
     check_stored,
 )
-from dqn_adapters.replay.sum_tree import SumTree
+from dqn_adapters.replay.sum_tree import SumTree, loops
 from dqn_adapters.transition import (
     EnvStep,
     Transition,
@@ -30,6 +31,18 @@ from dqn_adapters.transition import (
     to_tensor,
     to_tensors,
 )
+
+_NO_TREE = np.zeros((0, 1)), np.zeros(1, np.int64)
+_NO_WEIGHTS = np.zeros(0, np.float32)
+
+# Of the fields of a step that compiled code stores.
+_SHAPE, _DTYPE = operator.attrgetter("shape"), operator.attrgetter("dtype")
+_ARRAYS = [np.ndarray] * 7
+_BOOLS = [np.dtype(np.bool_)] * 3
+_DTYPES = [
+    [*map(np.dtype, (np.float32, np.int64, reward, np.float32)), *_BOOLS]
+    for reward in (np.float64, np.float32)
+]
 
 
 class ReplayBuffer:
@@ -40,6 +53,10 @@ class ReplayBuffer:
     n-step returns and discounts are made when a batch is gathered, so `gamma` and `n_steps` may be
     changed at any time. Rows are linked to the next row of their own environment: a return never
     runs into another episode, another environment, or past the newest row.
+
+    Where numba is installed, compiled loops draw and set priorities, and, where observations are
+    vectors of float32 and there are no masks, also store steps and gather batches. What they do is
+    defined by the numpy beside each call.
 
     Args:
         capacity: Transitions kept, >= 1.
@@ -103,6 +120,7 @@ class ReplayBuffer:
         self._reused: tuple[Transition, Any] | None = None  # a batch, and its fields as arrays
         self._added = 0
         self._last = np.full(num_envs, -1, np.int64)  # number of every environment's newest row
+        self._envs = np.arange(num_envs)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without the reused batch, whose tensors and arrays would no
@@ -171,6 +189,8 @@ class ReplayBuffer:
                 environments than the buffer was made for, or masks come only now and then.
         """
         count = len(step.valid)
+        if self._add_vectors(step, count, streams):
+            return
         self._check(step, count, streams)
         valid = np.flatnonzero(step.valid)
         if not len(valid):
@@ -196,6 +216,40 @@ class ReplayBuffer:
             evicted = np.arange(oldest, self._oldest)
             self._tree.set(evicted % self.capacity, 0.0)
             self._tree.set(numbers % self.capacity, self._largest_priority)
+
+    def _add_vectors(self, step: EnvStep, count: int, streams: Indices | None) -> bool:
+        """Store the step by compiled code; False if that is not for this step (or it is wrong)."""
+        rows, compiled = self._vectors(), loops()
+        if compiled is None or rows is None or step.next_action_masks is not None:
+            return False
+        fields: Any = step[:7]
+        vectors, numbers = (count, rows[0].shape[1]), (count,)
+        if (
+            list(map(type, fields)) != _ARRAYS
+            or list(map(_DTYPE, fields)) not in _DTYPES
+            or list(map(_SHAPE, fields)) != [vectors, numbers, numbers, vectors, *[numbers] * 3]
+            or count > self.capacity
+        ):
+            return False
+        if streams is None:
+            if count != self.num_envs:
+                return False
+            streams = self._envs
+        elif count != 1 or streams.shape != numbers or not 0 <= streams[0] < self.num_envs:
+            return False  # whether several are distinct, `_check` finds out
+        self._added += compiled.store(
+            *(*rows, self._last, self._added, self._largest_priority, streams), *fields
+        )
+        return True
+
+    def _vectors(self) -> tuple[NDArray[Any], ...] | None:
+        """The arrays that compiled code works with: what is stored, and the priorities. None if
+        observations are not vectors of float32, or there are masks."""
+        observations, arrays = self._storage.vectors, self._arrays
+        if observations is None or self.has_masks:
+            return None
+        tree = _NO_TREE if self._tree is None else (self._tree.nodes, self._tree.starts)
+        return (*observations, *arrays.values(), *tree)
 
     def _check(self, step: EnvStep, count: int, streams: Indices | None) -> None:
         if (streams is None and count != self.num_envs) or count > self.capacity:
@@ -246,6 +300,7 @@ class ReplayBuffer:
             self._last = np.append(self._last, np.full(more, -1, np.int64))
             self._storage.reserve(num_envs)
             self.num_envs = num_envs
+            self._envs = np.arange(num_envs)
 
     def draw(self, batch_size: int) -> Indices:
         """Draw the slots of `batch_size` transitions, with replacement.
@@ -256,14 +311,18 @@ class ReplayBuffer:
         Raises:
             ValueError: the buffer is empty.
         """
-        if not len(self):
+        oldest = self._oldest
+        if self._added == oldest:
             raise ValueError("the replay buffer is empty: there is nothing to sample")
         if self._tree is None:
-            oldest = self._oldest
             numbers = self.generator.integers(self._added - oldest, size=batch_size)
             slots: Indices = (oldest + numbers) % self.capacity if oldest else numbers
             return slots
-        parts = (np.arange(batch_size) + self.generator.random(batch_size)) / batch_size
+        uniform, compiled = self.generator.random(batch_size), loops()
+        if compiled is not None:
+            drawn: Indices = compiled.draw_prioritized(self._tree.nodes, self._tree.starts, uniform)
+            return drawn
+        parts = (np.arange(batch_size) + uniform) / batch_size
         return self._tree.find(parts * self._tree.total)
 
     def gather(
@@ -282,6 +341,10 @@ class ReplayBuffer:
             reuse: The batch may be written into the memory of the last one that was gathered so,
                 which is cheaper; on the CPU it is the very same object.
         """
+        if reuse and transform_rewards is None:
+            reused = self._gather_vectors(indices)
+            if reused is not None:
+                return reused
         rewards_of: Any = self._arrays["rewards"]
         if transform_rewards is not None:
             rewards_of = _Transformed(rewards_of, transform_rewards)
@@ -327,6 +390,32 @@ class ReplayBuffer:
             self._reused = batch, Transition(*map(_as_arrays, batch))
         return batch
 
+    def _gather_vectors(self, indices: Indices) -> Transition | None:
+        """Gather into the batch that is used again, by compiled code; None if that is not for
+        these indices (or they are wrong)."""
+        rows, compiled = self._vectors(), loops()
+        if compiled is None or rows is None or indices.dtype != np.int64 or indices.ndim != 1:
+            return None
+        if self._reused is None or len(self._reused[1].rewards) != len(indices):
+            if torch.device(self.device).type != "cpu":
+                return None
+            size, features = len(indices), rows[0].shape[1]
+            batch = Transition(
+                observations=torch.empty(size, features),
+                actions=torch.empty(size, dtype=torch.int64),
+                rewards=torch.empty(size),
+                discounts=torch.empty(size),
+                next_observations=torch.empty(size, features),
+                weights=torch.empty(size) if self.prioritized else None,
+            )
+            self._reused = batch, Transition(*map(_as_arrays, batch))
+        batch, (s, a, r, d, s_next, _, weights) = self._reused
+        done = compiled.gather(
+            *(*rows, indices, self.n_steps, float(self.gamma), len(self), float(self.beta)),
+            *(s, a, r, d, s_next, _NO_WEIGHTS if weights is None else weights),
+        )
+        return batch if done else None
+
     def sample(self, batch_size: int) -> Transition:
         """`gather(draw(batch_size))`."""
         return self.gather(self.draw(batch_size))
@@ -339,7 +428,18 @@ class ReplayBuffer:
         """
         if self._tree is None:
             return
-        errors = np.abs(np.asarray(torch.as_tensor(td_errors).cpu(), np.float64))
+        if isinstance(td_errors, torch.Tensor):
+            td_errors = td_errors.detach().cpu().numpy()
+        errors, compiled = np.asarray(td_errors, np.float64), loops()
+        if compiled is not None and errors.shape == indices.shape and indices.dtype == np.int64:
+            row, largest = compiled.set_priorities(
+                *(self._tree.nodes, self._tree.starts, indices, errors),
+                *(self.alpha, self._largest_priority),
+            )
+            if row < 0:
+                self._largest_priority = largest
+                return
+        errors = np.abs(errors)
         if not np.isfinite(errors).all():
             row = int(np.flatnonzero(~np.isfinite(errors))[0])
             raise ValueError(
@@ -347,8 +447,8 @@ class ReplayBuffer:
                 "its TD error must be finite"
             )
         priorities = (errors + 1e-6) ** self.alpha
-        self._largest_priority = max(self._largest_priority, float(priorities.max()))
         self._tree.set(indices, priorities)
+        self._largest_priority = max(self._largest_priority, float(priorities.max()))
 
     def state_dict(self) -> dict[str, Any]:
         """The stored transitions (views), priorities, links and the generator's state."""

@@ -1,7 +1,10 @@
-"""The loops of `SumTree`, compiled by numba where it is installed.
+"""The loops of replay, compiled by numba where it is installed.
 
-Numpy pays for every level with several passes over whole blocks; here a block is read until its
-child is found. `SumTree` defines what they compute, and the tests hold them to that.
+Numpy pays for every array that an operation touches, which for one step or one batch of a few dozen
+rows is all there is to pay. `SumTree` and `ReplayBuffer` define what these functions compute, and
+the tests hold them to that.
+
+A tree is given by `nodes` and `starts`, see `SumTree`; without priorities `nodes` is empty.
 """
 
 from __future__ import annotations
@@ -9,48 +12,228 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
 from numpy.typing import NDArray
 
 
+@njit(cache=True, fastmath={"reassoc"})
+def total(nodes: Any, starts: Any) -> float:
+    """The sum of all values."""
+    result = 0.0
+    for value in nodes[starts[-1]]:
+        result += value
+    return result
+
+
 @njit(cache=True)
-def find(levels: Any, masses: Any) -> NDArray[np.int64]:
-    """See `SumTree.find`; the levels are its own, the values first."""
+def find(nodes: Any, starts: Any, masses: Any) -> NDArray[np.int64]:
+    """See `SumTree.find`."""
     found = np.empty(len(masses), np.int64)
     for i in range(len(masses)):
         mass, row = masses[i], 0
-        for k in range(len(levels) - 1, -1, -1):
-            block = levels[k][row]
-            total = 0.0
-            for value in block:
-                total += value
-            mass = min(mass, np.nextafter(total, 0.0))
-            child, below, running = 0, 0.0, block[0]
-            while running <= mass and child < len(block) - 1:
-                child, below = child + 1, running
-                running += block[child]
+        for k in range(len(starts) - 1, -1, -1):
+            block = nodes[starts[k] + row]
+            child, below, running = 0, 0.0, 0.0
+            for j in range(len(block)):
+                if block[j] > 0:  # by rounding a mass may reach the sum of its block: then the last
+                    child, below = j, running
+                    running += block[j]
+                    if running > mass:
+                        break
             mass -= below
             row = row * len(block) + child
         found[i] = row
     return found
 
 
+@njit(cache=True, fastmath={"reassoc"})
+def set_value(nodes: Any, starts: Any, index: int, value: float) -> None:
+    """Set one value and the sums above it."""
+    fan_out = nodes.shape[1]
+    row = index // fan_out
+    nodes[row, index % fan_out] = value
+    for k in range(1, len(starts)):
+        below = 0.0
+        for child in nodes[starts[k - 1] + row]:
+            below += child
+        nodes[starts[k] + row // fan_out, row % fan_out] = below
+        row //= fan_out
+
+
 @njit(cache=True)
-def set_values(levels: Any, indices: Any, values: Any) -> bool:
+def set_values(nodes: Any, starts: Any, indices: Any, values: Any) -> bool:
     """See `SumTree.set`. False if an index is out of range; nothing is written then."""
-    fan_out = levels[0].shape[1]
+    room = (starts[1] if len(starts) > 1 else len(nodes)) * nodes.shape[1]
     for i in range(len(indices)):
-        if not 0 <= indices[i] < levels[0].size:
+        if not 0 <= indices[i] < room:
             return False
     for i in range(len(indices)):
-        levels[0][indices[i] // fan_out, indices[i] % fan_out] = values[i]
-    width = 1
-    for k in range(len(levels) - 1):
-        width *= fan_out
-        for i in range(len(indices)):
-            row = indices[i] // width
-            total = 0.0
-            for value in levels[k][row]:
-                total += value
-            levels[k + 1][row // fan_out, row % fan_out] = total
+        set_value(nodes, starts, indices[i], values[i])
+    return True
+
+
+@njit(cache=True)
+def set_priorities(
+    nodes: Any, starts: Any, indices: Any, td_errors: Any, alpha: float, largest: float
+) -> tuple[int, float]:
+    """See `ReplayBuffer.update_priorities`.
+
+    Returns:
+        Which of the TD errors is not finite or has a slot out of range, and then nothing is
+        written; -1: none. And the largest priority so far.
+    """
+    room = (starts[1] if len(starts) > 1 else len(nodes)) * nodes.shape[1]
+    for i in range(len(indices)):
+        if not np.isfinite(td_errors[i]) or not 0 <= indices[i] < room:
+            return i, largest
+    for i in range(len(indices)):
+        priority = (abs(td_errors[i]) + 1e-6) ** alpha
+        largest = max(largest, priority)
+        set_value(nodes, starts, indices[i], priority)
+    return -1, largest
+
+
+@njit(cache=True)
+def draw_prioritized(nodes: Any, starts: Any, uniform: Any) -> NDArray[np.int64]:
+    """Slots by one draw from [0, 1) for each of as many equal parts of the total."""
+    masses = np.empty(len(uniform))
+    mass = total(nodes, starts)
+    for i in range(len(uniform)):
+        masses[i] = (i + uniform[i]) / len(uniform) * mass
+    return find(nodes, starts, masses)
+
+
+def _rows(dtype: Any, ndim: int = 1) -> Any:
+    """The type of arrays of any layout that are only read."""
+    return types.Array(dtype, ndim, "A", readonly=True)
+
+
+# Given beforehand, so that it is compiled once and not for every layout that a step may have.
+_STORED = [
+    types.int64(
+        *(types.float32[:, ::1], types.float32[:, ::1]),
+        *(types.int64[::1], types.float32[::1], types.boolean[::1], types.int64[::1]),
+        *(types.float64[:, ::1], types.int64[::1]),
+        *(types.int64[::1], types.int64, types.float64, _rows(types.int64)),
+        *(_rows(types.float32, 2), _rows(types.int64), _rows(reward), _rows(types.float32, 2)),
+        *(_rows(types.boolean), _rows(types.boolean), _rows(types.boolean)),
+    )
+    for reward in (types.float64, types.float32)
+]
+
+
+@njit(_STORED, cache=True)
+def store(
+    observations: Any,
+    next_observations: Any,
+    actions: Any,
+    rewards: Any,
+    terminated: Any,
+    successor: Any,
+    nodes: Any,
+    starts: Any,
+    last: Any,
+    added: int,
+    priority: float,
+    streams: Any,
+    s: Any,
+    a: Any,
+    r: Any,
+    s_next: Any,
+    terminal: Any,
+    truncated: Any,
+    valid: Any,
+) -> int:
+    """Store the valid rows of a step; see `ReplayBuffer.add`.
+
+    Args:
+        observations: `(capacity, F)`, and the arrays of the buffer that follow.
+        last: Number of every stream's newest row, or -1.
+        added: Rows stored so far.
+        priority: Of new rows.
+        streams: `(N,)`, distinct.
+        s: `(N, F)`, and the fields of the step that follow.
+
+    Returns:
+        How many rows there were.
+    """
+    capacity, before = len(actions), added
+    for i in range(len(valid)):
+        if not valid[i]:
+            continue
+        slot = added % capacity
+        for j in range(observations.shape[1]):
+            observations[slot, j] = s[i, j]
+            next_observations[slot, j] = s_next[i, j]
+        actions[slot], rewards[slot], terminated[slot] = a[i], r[i], terminal[i]
+        successor[slot] = -1
+        previous = last[streams[i]]
+        if previous >= 0 and previous > added - capacity:
+            successor[previous % capacity] = slot
+        last[streams[i]] = -1 if terminal[i] or truncated[i] else added
+        if len(nodes):
+            set_value(nodes, starts, slot, priority)
+        added += 1
+    return added - before
+
+
+@njit(cache=True, error_model="numpy")
+def gather(
+    observations: Any,
+    next_observations: Any,
+    actions: Any,
+    rewards: Any,
+    terminated: Any,
+    successor: Any,
+    nodes: Any,
+    starts: Any,
+    indices: Any,
+    n_steps: int,
+    gamma: float,
+    count: int,
+    beta: float,
+    s: Any,
+    a: Any,
+    r: Any,
+    d: Any,
+    s_next: Any,
+    weights: Any,
+) -> bool:
+    """See `ReplayBuffer.gather` and `n_step_returns`.
+
+    Args:
+        observations: `(capacity, F)`, and the arrays of the buffer that follow.
+        indices: The slots.
+        n_steps: And `gamma`: of the returns.
+        count: Rows stored; and `beta`: of the importance weights.
+        s: `(B, F)`, and the arrays of the batch that follow, which are written.
+
+    Returns:
+        False if an index is out of range.
+    """
+    mass, largest = total(nodes, starts) if len(nodes) else 0.0, 0.0
+    importance = np.empty(len(weights))
+    for i in range(len(indices)):
+        row = indices[i]
+        if not 0 <= row < len(actions):
+            return False
+        if len(nodes):
+            probability = nodes[row // nodes.shape[1], row % nodes.shape[1]] / mass
+            importance[i] = (count * probability) ** -beta
+            largest = max(largest, importance[i])
+        a[i] = actions[row]
+        for j in range(s.shape[1]):
+            s[i, j] = observations[row, j]
+        value, discount = float(rewards[row]), gamma
+        for _ in range(n_steps - 1):
+            if successor[row] < 0 or successor[row] == row:
+                break
+            row = successor[row]
+            value += discount * rewards[row]
+            discount *= gamma
+        r[i], d[i] = value, 0.0 if terminated[row] else discount
+        for j in range(s.shape[1]):
+            s_next[i, j] = next_observations[row, j]
+    for i in range(len(weights)):
+        weights[i] = importance[i] / largest
     return True

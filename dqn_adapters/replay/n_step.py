@@ -40,7 +40,7 @@ def n_step_returns(
     """
     last = indices
     returns = np.asarray(rewards[indices], np.float64)
-    discounts: Any = gamma
+    discounts: Any = np.float64(gamma)  # a float would multiply float32 rewards in float32
     for _ in range(n_steps - 1):
         following = successor(last)
         more = (following >= 0) & (following != last)

@@ -38,6 +38,10 @@ class Storage(Protocol):
         """Store rows `numbers`, which belong to the streams (environments) `streams` and go to
         the slots `slots` of the ring."""
 
+    @property
+    def vectors(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """s and s', `(capacity, F)` each, if they are kept as vectors of float32."""
+
     def reserve(self, num_streams: int) -> None:
         """Make room for rows of so many streams, more than there were."""
 
@@ -89,6 +93,13 @@ class DenseStorage:
             ("next_observations", next_observations),
         ):
             map_arrays(lambda array, row: array.__setitem__(slots, row), self._arrays[name], rows)
+
+    @property
+    def vectors(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        s, s_next = self._arrays["observations"], self._arrays["next_observations"]
+        if isinstance(s, dict) or isinstance(s_next, dict):
+            return None
+        return (s, s_next) if s.ndim == 2 and s.dtype == np.float32 else None
 
     def reserve(self, num_streams: int) -> None:
         pass  # whole observations need nothing of their stream
@@ -215,6 +226,10 @@ class FrameStorage:
         self._last_row[place] = -1
         self._added += 1
         return self._added - 1
+
+    @property
+    def vectors(self) -> None:
+        return None
 
     def reserve(self, num_streams: int) -> None:
         more = np.full((num_streams - len(self._tails), self._rows.shape[2]), -1, np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from functools import cache
 from typing import Any
 
@@ -13,7 +14,7 @@ _FAN_OUT = 64
 
 
 @cache
-def _loops() -> Any:
+def loops() -> Any:
     """The module `compiled`, or None."""
     if importlib.util.find_spec("numba") is None:
         return None
@@ -39,33 +40,40 @@ class SumTree:
         sizes = [_blocks(capacity)]
         while sizes[-1] > 1:
             sizes.append(_blocks(sizes[-1]))
-        # levels[0] holds the values; one row of level k + 1 holds the sums of 64 rows of level k.
-        self._levels = tuple(np.zeros((size, _FAN_OUT)) for size in sizes)
+        self.starts = np.cumsum([0, *sizes[:-1]])
+        """The row in `nodes` at which each level begins."""
+        self.nodes = np.zeros((sum(sizes), _FAN_OUT))
+        """Level 0 holds the values; one row of level k + 1 the sums of 64 rows of level k."""
+
+    @property
+    def _levels(self) -> list[NDArray[np.float64]]:
+        return np.split(self.nodes, self.starts[1:])
 
     @property
     def total(self) -> float:
         """The sum of all values."""
-        return float(self._levels[-1].sum())
+        return float(self.nodes[-1].sum())
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tree."""
-        return sum(level.nbytes for level in self._levels)
+        return self.nodes.nbytes
 
     def get(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         """The values at `indices`, any shape."""
-        return self._levels[0].ravel()[indices]
+        return self.nodes.ravel()[indices]
 
     def set(self, indices: NDArray[np.int64], values: ArrayLike) -> None:
         """Set the values at `indices`; where an index comes twice, the last value counts."""
-        loops = _loops()
-        if loops is not None:
+        compiled = loops()
+        if compiled is not None:
             every = np.ascontiguousarray(np.broadcast_to(values, np.shape(indices)), np.float64)
-            if loops.set_values(self._levels, indices, every):
+            if compiled.set_values(self.nodes, self.starts, indices, every):
                 return
-        self._levels[0].ravel()[indices] = values
+        levels = self._levels
+        levels[0].ravel()[indices] = values
         rows = indices // _FAN_OUT
-        for level, above in zip(self._levels, self._levels[1:], strict=False):
+        for level, above in itertools.pairwise(levels):
             above.ravel()[rows] = level[rows].sum(axis=1)
             rows = rows // _FAN_OUT
 
@@ -74,9 +82,9 @@ class SumTree:
 
         An index whose value is 0 is never found.
         """
-        loops = _loops()
-        if loops is not None:
-            found: NDArray[np.int64] = loops.find(self._levels, masses)
+        compiled = loops()
+        if compiled is not None:
+            found: NDArray[np.int64] = compiled.find(self.nodes, self.starts, masses)
             return found
         rows = np.zeros(len(masses), np.int64)
         for level in reversed(self._levels):
@@ -90,7 +98,7 @@ class SumTree:
 
     def state_dict(self) -> dict[str, Any]:
         """The values."""
-        return {"values": self._levels[0].ravel()[: self.capacity]}
+        return {"values": self.nodes.ravel()[: self.capacity]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the values of a tree of the same capacity."""

@@ -119,6 +119,7 @@ class CoreReplayBuffer(ReplayBuffer):
         # Whether samples are what is stored, in shape and place; a VecNormalize may change them.
         shaped = self.obs_shape == self.observation_space.shape
         self._is_as_stored = shaped and self.device.type == "cpu"
+        self._none = np.zeros(n_envs, np.bool_)
         self.replay = self._make_replay(generator or np.random.default_rng())
 
     def _make_replay(self, generator: np.random.Generator) -> core.ReplayBuffer:
@@ -179,23 +180,25 @@ class CoreReplayBuffer(ReplayBuffer):
                 or its agent was not in the game. None: something was in all.
             next_action_masks: `(n_envs, A)`, the legal actions in the true next state.
         """
-        truncated = np.zeros(self.n_envs, np.bool_)
+        over = np.asarray(done, np.bool_)
+        truncated = self._none
         if self.handle_timeout_termination:
-            truncated[:] = [info.get("TimeLimit.truncated", False) for info in infos]
+            cut = [bool(info.get("TimeLimit.truncated", False)) for info in infos]
+            truncated = np.array(cut) if True in cut else truncated
         self.replay.add(
             EnvStep(
                 observations=self._shaped(obs),
                 actions=np.reshape(action, self.n_envs),
                 rewards=np.asarray(reward),
                 next_observations=self._shaped(next_obs),
-                terminated=np.asarray(done, np.bool_) & ~truncated,
+                terminated=over & ~truncated,
                 truncated=truncated,
-                valid=np.ones(self.n_envs, np.bool_) if valid is None else valid,
+                valid=~self._none if valid is None else valid,
                 next_action_masks=next_action_masks,
             )
         )
         if valid is not None:  # an end that was not experienced: an agent was taken away
-            self.replay.cut(np.flatnonzero(np.asarray(done, np.bool_) & ~valid))
+            self.replay.cut(np.flatnonzero(over & ~valid))
         self.pos = (self.pos + 1) % self.buffer_size
         self.full = self.full or self.pos == 0
 

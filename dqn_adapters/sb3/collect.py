@@ -157,7 +157,7 @@ class Collecting(stable_baselines3.DQN):
         self._update_info_buffer(infos, dones)
         self._store_transition(replay_buffer, actions, new_obs, rewards, dones, infos, valid)
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-        finished = int((dones if valid is None else dones & valid).sum())
+        finished = int(np.count_nonzero(dones if valid is None else dones & valid))
         self._experienced = (len(dones) if valid is None else int(valid.sum()), finished)
         self._on_step()
         steps, episodes = self._collected

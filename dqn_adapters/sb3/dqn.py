@@ -365,7 +365,8 @@ class DQN(Collecting):
             )
         batch, indices = buffer.draw(batch_size, env)
         metrics = self.learner.update(batch)
-        buffer.update_priorities(indices, metrics.td_error)
+        if buffer.replay.prioritized:
+            buffer.update_priorities(indices, metrics.td_error)
         return metrics
 
     def _record(self, means: dict[str, float]) -> None:

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from support import env_step
 
 from dqn_adapters.checkpoint import CheckpointError
-from dqn_adapters.replay import ReplayBuffer
-from dqn_adapters.transition import EnvStep
+from dqn_adapters.replay import ReplayBuffer, buffer, sum_tree
+from dqn_adapters.transition import EnvStep, Transition
 
 BOX = spaces.Box(-1e6, 1e6, (2,), np.float32)
 
@@ -159,8 +159,8 @@ def test_state_round_trip(kwargs: dict[str, Any], tmp_path: Path) -> None:
     for _ in range(3):
         for a, b in zip(replay.sample(8), other.sample(8), strict=True):
             assert (a is None and b is None) or torch.equal(a, b)
-        for buffer in (replay, other):
-            buffer.add(env_step(rows(100, 101, 102)))
+        for one in (replay, other):
+            one.add(env_step(rows(100, 101, 102)))
     assert stored(replay) == stored(other)
 
 
@@ -317,6 +317,7 @@ def frames(rng: np.random.Generator, previous: Any) -> np.ndarray:
 FRAMES = spaces.Box(0, 255, (3, 2, 2), np.uint8)
 
 
+@settings(deadline=None)  # the first example may compile
 @given(
     seed=st.integers(0, 2**32 - 1),
     num_envs=st.integers(1, 4),
@@ -492,7 +493,7 @@ def test_rows_that_frames_pushed_out_are_not_drawn() -> None:
 @pytest.mark.parametrize("prioritized", [False, True])
 def test_memory_that_is_used_again_holds_the_same_batch(prioritized: bool) -> None:
     space = spaces.Dict(a=spaces.Box(-9, 9, (2,), np.float64), b=spaces.Box(0, 9, (3,), np.uint8))
-    buffer = ReplayBuffer(
+    replay = ReplayBuffer(
         20, space, gamma=0.9, n_steps=2, generator=np.random.default_rng(0), prioritized=prioritized
     )
     rng = np.random.default_rng(1)
@@ -502,17 +503,112 @@ def test_memory_that_is_used_again_holds_the_same_batch(prioritized: bool) -> No
         step = env_step(s["a"], terminated=i % 7 == 6)._replace(
             observations=s, next_observations=s_next, next_action_masks=rng.random((1, 3)) < 0.5
         )
-        buffer.add(step)
+        replay.add(step)
     seen = []
     for size in (8, 8, 5, 8):
-        slots = buffer.draw(size)
-        kept = buffer.gather(slots)
-        again = buffer.gather(slots, reuse=True)
+        slots = replay.draw(size)
+        kept = replay.gather(slots)
+        again = replay.gather(slots, reuse=True)
         for ours, theirs in zip(again, kept, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
         seen.append(again)
     assert seen[0] is seen[1]
     assert len({id(batch) for batch in seen}) == 3
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("prioritized", [False, True])
+@pytest.mark.parametrize(("n_steps", "num_envs"), [(1, 1), (3, 1), (4, 3)])
+def test_compiled_loops_do_what_numpy_does(
+    n_steps: int, num_envs: int, prioritized: bool, streams: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows, links, draws, batches and priorities: while it fills, when it wraps, with rows that
+    were not experienced, and when an episode ends or is cut."""
+    pytest.importorskip("numba")
+    compiled, rng = buffer.loops, np.random.default_rng(0)
+    loops = {"numpy": lambda: None, "compiled": compiled}
+    replays = {
+        how: make(23, num_envs=num_envs, n_steps=n_steps, prioritized=prioritized) for how in loops
+    }
+    called = []
+    for name in ("store", "gather"):
+        spied = getattr(compiled(), name)
+        spy = lambda *args, spied=spied, name=name: called.append(name) or spied(*args)  # noqa: E731
+        monkeypatch.setattr(compiled(), name, spy)
+    for k in range(60):
+        count = 1 if streams else num_envs
+        step = EnvStep(
+            observations=rng.normal(size=(count, 2)).astype(np.float32),
+            actions=rng.integers(5, size=count),
+            rewards=rng.normal(size=count).astype([np.float32, np.float64][k % 2]),
+            next_observations=rng.normal(size=(count, 2)).astype(np.float32),
+            terminated=rng.random(count) < 0.1,
+            truncated=rng.random(count) < 0.1,
+            valid=rng.random(count) < 0.8,
+        )
+        where = rng.integers(num_envs, size=1) if streams else None
+        errors = rng.normal(size=8)
+        batches = {}
+        for how, replay in replays.items():
+            for module in (buffer, sum_tree):
+                monkeypatch.setattr(module, "loops", loops[how])
+            replay.add(step, where)
+            if k == 30:
+                replay.cut()
+            if not len(replay):
+                continue
+            indices = replay.draw(8)
+            batches[how] = indices, replay.gather(indices, reuse=True)
+            replay.update_priorities(indices, errors if k % 2 else torch.from_numpy(errors))
+        if batches:
+            np.testing.assert_array_equal(batches["compiled"][0], batches["numpy"][0])
+            ours, theirs = batches["compiled"][1], batches["numpy"][1]
+            for name in Transition._fields[:5]:
+                assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+            if prioritized:
+                torch.testing.assert_close(ours.weights, theirs.weights, rtol=1e-6, atol=0)
+            assert ours.weights is None or prioritized
+    states = {how: replay.state_dict() for how, replay in replays.items()}
+    tree, expected = (states[how].pop("tree") for how in loops)
+    if prioritized:
+        np.testing.assert_allclose(tree["values"], expected["values"], rtol=1e-14)
+    largest, expected = (states[how].pop("largest_priority") for how in loops)
+    assert largest == pytest.approx(expected, rel=1e-14)
+    assert state_bytes(states["compiled"]) == state_bytes(states["numpy"])
+    assert {name: called.count(name) > 30 for name in ("store", "gather")} == {
+        "store": True,
+        "gather": True,
+    }
+
+
+def test_what_the_compiled_loops_leave_to_numpy() -> None:
+    """Layouts they have not seen, and mistakes, which get the same message."""
+    replay = make(num_envs=2)
+    step = env_step(rows(1, 2))
+    replay.add(step._replace(actions=step.actions.astype(np.int32)))
+    replay.add(step._replace(observations=rows(3, 4).astype(np.float64)))
+    replay.add(step._replace(observations=rows(5, 6).tolist()))
+    replay.add(step._replace(observations=np.asfortranarray(rows(7, 8)), valid=np.array([1, 1])))
+    assert stored(replay) == [4, 5, 6, 7, 8]
+    with pytest.raises(ValueError, match=r"observations must have shape \(2, 2\), got \(2, 3\)"):
+        replay.add(step._replace(observations=np.zeros((2, 3), np.float32)))
+    with pytest.raises(ValueError, match="streams must be different numbers"):
+        replay.add(step, np.array([1, 1]))
+    one = EnvStep(*(values[:1] for values in step[:7]))
+    with pytest.raises(ValueError, match="streams must be different numbers"):
+        replay.add(one, np.array([2]))
+    replay.gather(np.array([0]), reuse=True)
+    for wrong in (np.array([5]), np.array([-6])):
+        with pytest.raises(IndexError):
+            replay.gather(wrong, reuse=True)
+    ranked = make(num_envs=2, prioritized=True)
+    ranked.add(step)
+    with pytest.raises(IndexError):
+        ranked.update_priorities(np.array([70]), np.array([1.0]))
+    with pytest.raises(ValueError, match="the priority of transition 1 would be nan"):
+        ranked.update_priorities(np.array([0, 1]), np.array([9.0, np.nan]))
+    assert ranked._tree is not None
+    assert ranked._tree.get(np.arange(2)).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
