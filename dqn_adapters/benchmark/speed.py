@@ -272,7 +272,7 @@ def sb3(config: DQNConfig, make_env: Callable[[], Any] = _one, *, library: str) 
 
 
 def tianshou(config: DQNConfig, *, ours: bool, scan: bool = True) -> Side:
-    """Tianshou's trainer and collector: with our algorithm and buffer, or with its own."""
+    """Tianshou's trainer: with our algorithm, collector and buffer, or with its own."""
     from tianshou import data
     from tianshou.algorithm.modelfree.dqn import DQN, DiscreteQLearningPolicy
     from tianshou.algorithm.optim import AdamOptimizerFactory
@@ -286,20 +286,16 @@ def tianshou(config: DQNConfig, *, ours: bool, scan: bool = True) -> Side:
     envs = DummyVectorEnv([_one])
     (space,) = envs.get_env_attr("action_space")
     net = Net(state_shape=(4,), action_shape=2, hidden_sizes=list(config.hidden_sizes))
-    policy_class, algorithm_class, buffer_class = (
-        (adapter.DQNPolicy, adapter.DQN, adapter.VectorReplayBuffer)
-        if ours
-        else (DiscreteQLearningPolicy, DQN, data.VectorReplayBuffer)
-    )
-    policy: Any = policy_class(
-        model=net, action_space=space, eps_training=config.exploration_final_eps
-    )
+    policy_class: Any = adapter.DQNPolicy if ours else DiscreteQLearningPolicy
+    algorithm_class: Any = adapter.DQN if ours else DQN
+    parts: Any = adapter if ours else data
+    policy = policy_class(model=net, action_space=space, eps_training=config.exploration_final_eps)
     optim = AdamOptimizerFactory(**settings.optimizer)
-    algorithm: Any = algorithm_class(policy=policy, optim=optim, **settings.algorithm)
-    buffer: Any = buffer_class(config.buffer_size, 1)
+    algorithm = algorithm_class(policy=policy, optim=optim, **settings.algorithm)
+    buffer = parts.VectorReplayBuffer(config.buffer_size, 1)
     if not scan:
         buffer.hasnull = lambda: False
-    collector = data.Collector[Any](policy, envs, buffer, exploration_noise=True)
+    collector = parts.Collector(policy, envs, buffer, exploration_noise=True)
     collector.reset()
     collector.collect(n_step=STORED, random=True)
     steps, updates, loss = STORED, 0, math.nan
@@ -326,7 +322,7 @@ def tianshou(config: DQNConfig, *, ours: bool, scan: bool = True) -> Side:
         lambda: Work(steps, updates, len(buffer), config.buffer_size, loss),
         (
             ("environment", envs, "step"),
-            ("act", policy, "forward"),
+            ("act", collector, "_act") if ours else ("act", policy, "forward"),
             ("store", buffer, "add"),
             ("sample", buffer, "sample"),
             # Tianshou computes the targets in the one and the rest of the update in the other.

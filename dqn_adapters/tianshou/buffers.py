@@ -94,14 +94,12 @@ class _Buffer(_Base):
         batch = _take(self._meta, rows)
         for name in ("info", "policy"):
             batch.__dict__.setdefault(name, Batch())
-        if is_prioritized(self):
-            weight = self.get_weight(rows)
-            batch.__dict__["weight"] = weight / weight.max() if self._weight_norm else weight
         return batch
 
     def __getitem__(self, index: Any) -> Any:
         rows = type(index) is np.ndarray and index.dtype == np.int64 and index.ndim == 1
-        if rows and self._save_obs_next and self.stack_num == 1:
+        plain = self._save_obs_next and self.stack_num == 1 and not is_prioritized(self)
+        if rows and plain:
             return self._gather(index)
         if self._save_obs_next or not isinstance(
             index, slice | int | np.integer | list | np.ndarray
