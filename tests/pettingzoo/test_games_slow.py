@@ -61,25 +61,23 @@ def test_tictactoe_is_played_perfectly() -> None:
 
 
 def test_connect_four_beats_a_random_player() -> None:
-    """The mark is 95 % of the games. This training, of about as many minutes as the one above,
-    reaches about 90 %: 92 % after 240,000 turns and 89 % after 270,000, when it was last looked at.
-    The first player wins more often than the second."""
+    """One update per four turns: where a network learns as often as there are turns, it knows the
+    stored positions by heart and others badly, and wins 90 % of the games."""
     config = DQNConfig(
         variant="double",
-        learning_rate=5e-4,
-        buffer_size=150_000,
+        learning_rate=7e-4,
+        buffer_size=300_000,
         learning_starts=1_000,
         batch_size=64,
-        gamma=0.97,
-        n_steps=4,
+        gamma=0.9,
         train_freq=4,
-        gradient_steps=4,
-        target_update_interval=500,
+        gradient_steps=1,
+        target_update_interval=1_000,
         exploration_fraction=0.1,
-        exploration_final_eps=0.1,
+        exploration_final_eps=0.05,
         loss="mse",
         hidden_sizes=(256, 128),
     )
-    agent, env = train("classic/connect_four-v3", config, SelfPlay(opening_turns=10), 300_000)
-    result = match(env, agent.choose, RandomPlayer(env, seed=1), 200, seed=0)
-    assert result.win_rate >= 0.85, result
+    agent, env = train("classic/connect_four-v3", config, SelfPlay(opening_turns=12), 500_000)
+    result = match(env, agent.choose, RandomPlayer(env, seed=1), 1_000, seed=0)
+    assert result.win_rate >= 0.95, result
