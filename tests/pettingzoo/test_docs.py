@@ -17,7 +17,7 @@ from dqn_adapters.benchmark import load_suite
 from dqn_adapters.pettingzoo import MultiAgentDQN, SelfPlay
 
 PAGE = (Path(__file__).parents[2] / "docs" / "pettingzoo.md").read_text()
-EXAMPLE, GROUPS, ANNEAL, HOST = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+EXAMPLE, GROUPS, NETWORK, ANNEAL, HOST = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 (SUITE,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
 
 
@@ -42,6 +42,15 @@ def test_the_script_runs(
     run(ANNEAL, agent=loaded, config=names["config"], total=200)
     (group,) = loaded.policies["both"].learner.optimizer.param_groups
     assert group["lr"] == pytest.approx(names["config"].learning_rate * 0.01)
+
+
+def test_the_network_of_the_page() -> None:
+    env = pettingzoo.make("aec", "classic/connect_four-v3")
+    config = DQNConfig(hidden_sizes=(16,), learning_starts=20, batch_size=8)
+    names = run(NETWORK + "agent = MultiAgentDQN(env, config, network=FourInARow)", env=env,
+                config=config, MultiAgentDQN=MultiAgentDQN)  # fmt: skip
+    names["agent"].learn(60)
+    assert names["agent"].policy("player_0").q_net.convolution.weight.shape == (32, 2, 4, 4)
 
 
 def test_groups_of_the_page() -> None:
