@@ -27,7 +27,7 @@ from dqn_adapters.exploration import (
     epsilon_schedule,
 )
 from dqn_adapters.learner import DQNLearner, UpdateMetrics
-from dqn_adapters.networks import QNetwork, seeded_initialization
+from dqn_adapters.networks import Network, check_network_was_given, make_q_net
 from dqn_adapters.replay import ReplayBuffer
 from dqn_adapters.transition import Arrays, EnvStep, map_arrays
 
@@ -64,13 +64,17 @@ class DQNAgent:
             Discrete. A mask of legal actions is taken from `"action_mask"` in the observation or
             in `info`, or from the environment's method `action_masks()`.
         config: Hyper-parameters; None is `DQNConfig()`.
+        network: A function that makes the network, from the space of observations (without an
+            `"action_mask"`), the number of actions A and the configuration: a module that maps
+            observations `(B, ...)`, in the dtype of the space, to action values `(B, A)`.
+            None: a `QNetwork`.
         seed: Decides everything that is random: network, environment, actions, replay.
             None draws fresh entropy.
         device: `"auto"` is CUDA where there is one, else the CPU.
 
     Raises:
-        ValueError: a space is not supported, or the device is unknown.
-        TypeError: `env` or `config` is of another type.
+        ValueError: a space is not supported, the network does not fit it, or the device is unknown.
+        TypeError: `env`, `config` or `network` is of another type.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class DQNAgent:
         env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | str,
         config: DQNConfig | None = None,
         *,
+        network: Network | None = None,
         seed: int | None = None,
         device: torch.device | str = "auto",
     ) -> None:
@@ -95,13 +100,10 @@ class DQNAgent:
         ).spawn(4)
         self._env_generator = np.random.default_rng(env_seed)
         self._generator = np.random.default_rng(act_seed)
-        with seeded_initialization(int(net_seed.generate_state(1)[0])):
-            q_net = QNetwork(
-                self.observation_space,
-                int(self.action_space.n),
-                config.hidden_sizes,
-                dueling=config.dueling,
-            )
+        q_net = make_q_net(
+            network, self.observation_space, int(self.action_space.n), config, net_seed
+        )
+        self._own_network = network is not None
         self.learner = DQNLearner(q_net.to(self.device), config)
         self.replay = ReplayBuffer.from_config(
             config,
@@ -310,6 +312,7 @@ class DQNAgent:
         """
         state = {
             "config": self.config.to_dict(),
+            "own_network": self._own_network,
             "learner": self.learner.state_dict(),
             "num_timesteps": self.num_timesteps,
             "schedules": None
@@ -327,17 +330,21 @@ class DQNAgent:
         path: str | Path,
         env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | str,
         *,
+        network: Network | None = None,
         device: torch.device | str = "auto",
     ) -> DQNAgent:
-        """Open what `save` wrote, over an environment with the same spaces.
+        """Open what `save` wrote, over an environment with the same spaces, with the function that
+        made its network if there was one.
 
         Raises:
             FileNotFoundError: there is no such file.
             CheckpointError: the file is not an agent of ours, is damaged, or is newer.
-            ValueError: the environment's spaces do not fit the saved networks.
+            ValueError: the environment's spaces do not fit the saved networks, or `network` is
+                missing, or is too much.
         """
         state = checkpoint.load(path, "agent")
-        agent = cls(env, DQNConfig.from_dict(state["config"]), device=device)
+        check_network_was_given(state.get("own_network", False), network)
+        agent = cls(env, DQNConfig.from_dict(state["config"]), network=network, device=device)
         try:
             agent.learner.load_state_dict(state["learner"])
         except RuntimeError as error:

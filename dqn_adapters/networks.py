@@ -284,6 +284,17 @@ def make_q_net(
         return q_net
 
 
+def check_network_was_given(was_given: bool, network: Network | None) -> None:
+    """Raise `ValueError` unless an agent is opened with a function for its network if, and only if,
+    it was made with one."""
+    if was_given and network is None:
+        raise ValueError("network must be the function that made the networks")
+    if network is not None and not was_given:
+        raise ValueError(
+            "network must be None: the networks that were saved are this package's own"
+        )
+
+
 def _check_shape(q_net: nn.Module, observation_space: spaces.Space[Any], num_actions: int) -> None:
     space = copy.deepcopy(observation_space)
     space.seed(0)

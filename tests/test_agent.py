@@ -252,3 +252,39 @@ def test_callback_sees_the_agent() -> None:
     assert all(step.agent is agent for step in seen)
     assert seen[-1].metrics is not None
     assert seen[-1].metrics.td_error.shape == (4,)
+
+
+class Tanh(torch.nn.Sequential):
+    def __init__(self, space: Any, num_actions: int, config: DQNConfig) -> None:
+        (width,) = config.hidden_sizes
+        super().__init__(
+            torch.nn.Linear(space.shape[0], width),
+            torch.nn.Tanh(),
+            torch.nn.Linear(width, num_actions),
+        )
+
+
+def test_a_network_of_ones_own(tmp_path: Path) -> None:
+    agent = DQNAgent(Chain(), SMALL, network=Tanh, seed=0)
+    before = parameters(agent)
+    assert [tuple(p.shape) for p in before][-2:] == [(2, 8), (2,)]
+    assert equal(parameters(DQNAgent(Chain(), SMALL, network=Tanh, seed=0)), before)
+    agent.learn(60)
+    assert not equal(parameters(agent), before)
+    path = agent.save(tmp_path / "agent")
+    loaded = DQNAgent.load(path, Chain(), network=Tanh)
+    assert equal(parameters(loaded), parameters(agent))
+    with pytest.raises(ValueError, match="network must be the function that made the networks"):
+        DQNAgent.load(path, Chain())
+    shipped = DQNAgent(Chain(), SMALL, seed=0).save(tmp_path / "shipped")
+    with pytest.raises(ValueError, match="network must be None: the networks that were saved"):
+        DQNAgent.load(shipped, Chain(), network=Tanh)
+
+
+def test_a_network_that_does_not_fit() -> None:
+    with pytest.raises(TypeError, match=r"network=Linear.* must be a function of an observation"):
+        DQNAgent(Chain(), SMALL, network=torch.nn.Linear(1, 2))
+    with pytest.raises(TypeError, match=r"network must make a torch.nn.Module; it made None"):
+        DQNAgent(Chain(), SMALL, network=lambda *_: None)  # type: ignore[arg-type, return-value]
+    with pytest.raises(ValueError, match=r"\(B, A\), here \(2, 2\); it gave \(2, 3\)"):
+        DQNAgent(Chain(), SMALL, network=lambda space, n, _: torch.nn.Linear(space.shape[0], n + 1))

@@ -19,7 +19,7 @@ from dqn_adapters.environments import Masks
 from dqn_adapters.exploration import check_action_masks
 from dqn_adapters.finite import NonFiniteError
 from dqn_adapters.learner import UpdateMetrics
-from dqn_adapters.networks import Network
+from dqn_adapters.networks import Network, check_network_was_given
 from dqn_adapters.pettingzoo.games import AnyEnv, Turn, make_game, possible_agents
 from dqn_adapters.pettingzoo.groups import (
     Grouping,
@@ -486,12 +486,7 @@ class MultiAgentDQN:
             ValueError: the environment's agents or spaces do not fit, or a function is missing.
         """
         state = checkpoint.load(path, "pettingzoo")
-        if state.get("own_network", False) != (network is not None):
-            raise ValueError(
-                "network must be None: the networks that were saved are this package's own"
-                if network is not None
-                else "network must be the function that made the networks"
-            )
+        check_network_was_given(state.get("own_network", False), network)
         if (state["groups"] is None) != callable(policy_groups):
             raise ValueError(
                 "policy_groups must be the function that assigned the groups"
