@@ -177,7 +177,6 @@ def assert_same(ours: Any, theirs: Any, **how: Any) -> None:
         {"venv": SubprocVectorEnv},
         {"collector_options": {"exploration_noise": False}},
     ],
-    ids=str,
 )
 def test_it_collects_what_tianshous_collects(options: Any) -> None:
     assert_same(parts(Collector, **options), parts(host.Collector, **options), n_step=30)
@@ -243,7 +242,6 @@ def test_the_short_way_is_taken() -> None:
         ({"collector_options": {"on_episode_done_hook": lambda _: None}}, {"n_step": 6}),
         ({"collector_options": {"collect_stats_class": OtherStats}}, {"n_step": 6}),
     ],
-    ids=str,
 )
 def test_who_looks_at_the_steps_is_left_to_tianshou(options: Any, how: Any) -> None:
     assert looked_at(parts(Collector, **options), **how)
