@@ -121,7 +121,7 @@ def test_a_node_that_dies_fails_its_run_and_the_same_again_goes_on_from_the_chec
     (left,) = store.path.glob("checkpoints/*")
     assert left.name == failure.run.name
     step = json.loads((left / "progress.json").read_text())["timestep"]
-    assert 500 <= step <= 1_000
+    assert 500 <= step < 2_000
 
     nodes.add_node(**NODE)
     run_there(nodes, suite, store, checkpoint_every=500)
@@ -158,8 +158,9 @@ def test_the_command(nodes: Any, write_suite: Callable[..., Path], tmp_path: Pat
     run = ("run", path, "--results", tmp_path, "--executor", "ray", "--ray-address", nodes.address)
     code, output = invoke(*run)
     assert code == 0
-    assert "Training with 2 workers" in output
-    assert "All 2 runs are finished" in output
+    told = " ".join(output.split())  # a long path wraps the lines elsewhere
+    assert "Training with 2 workers" in told
+    assert "All 2 runs are finished" in told
 
 
 def test_a_node_with_other_libraries_is_refused(

@@ -88,12 +88,12 @@ def test_killed_at_any_moment_at_most_the_runs_in_flight_are_lost(
         kept = finished
 
     assert told > 0
+    checkpoints = list(store.path.glob("checkpoints/*/progress.json"))  # if it had come that far
     process = start(path, output)
     assert process.wait() == 0, output.read_text()
     assert learning_numbers(store) == expected
-    assert "continues at environment step" in "".join(
-        log.read_text() for log in store.logs.iterdir()
-    )
+    logs = "".join(log.read_text() for log in store.logs.iterdir())
+    assert "continues at environment step" in logs or not checkpoints
     left = {file.name for file in store.path.iterdir()} - set(store.names())
     assert left <= {"logs", "checkpoints"}
     assert not list((store.path / "checkpoints").iterdir())

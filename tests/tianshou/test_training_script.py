@@ -139,7 +139,7 @@ def test_environments_of_ray_train_alike() -> None:
         warnings.simplefilter("ignore")
         import ray
 
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         try:
             weights = trained(RayVectorEnv(makers), makers[0]())
         finally:
