@@ -24,6 +24,8 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 _MATH = {"reassoc", "contract"}
+# Functions that others call are inlined: a process that compiles keeps them as functions of their
+# own beside what it stores in the cache, and their sums may be in another order there.
 
 
 def _pointer_to(element: Any) -> Any:
@@ -44,7 +46,7 @@ _ints = _pointer_to(types.int64)
 _bools = _pointer_to(types.boolean)
 
 
-@njit(cache=True, fastmath=_MATH, error_model="numpy")
+@njit(cache=True, fastmath=_MATH, error_model="numpy", inline="always")
 def _forward(sizes: Any, layers: Any, inputs: Any, work: Any) -> Any:
     """Q-values `(B, A)` of inputs `(B, sizes[0])`; the outputs of all layers stay in `work`, one
     behind the other."""
@@ -96,7 +98,7 @@ def greedy(sizes: Any, layers: Any, inputs: Any, legal: Any) -> NDArray[np.int64
     return actions
 
 
-@njit(cache=True, fastmath=_MATH, error_model="numpy")
+@njit(cache=True, fastmath=_MATH, error_model="numpy", inline="always")
 def td_gradient(
     sizes: Any, tensors: Any, batch: Any, seen: Any, double: bool, mse: bool, delta: float
 ) -> bool:
@@ -207,7 +209,7 @@ def td_gradient(
     return True
 
 
-@njit(cache=True, fastmath=_MATH, error_model="numpy")
+@njit(cache=True, fastmath=_MATH, error_model="numpy", inline="always")
 def clipped_adam(
     counts: Any,
     tensors: Any,
