@@ -191,6 +191,8 @@ def run(
         except (ClusterError, ImportError) as error:
             code = FAILED_RUNS if any(map(store.has, pending)) else BAD_INPUT
             _fail(f"{error}. {_kept(runs, store)}", code)
+    else:
+        store.sweep()
     if failures:
         _print_failures(failures, store)
         raise typer.Exit(FAILED_RUNS)

@@ -279,14 +279,25 @@ class Store:
             raise checkpoints.damaged(error) from error
 
     def prepare(self) -> None:
-        """Make ready to be written to, and remove what killed processes left half written; what
-        living ones write stays.
+        """Make ready to be written to, and `sweep`.
 
         Raises:
             OSError: it cannot be written to.
         """
         self.logs.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=self.path).close()
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove what killed processes left half written, and the checkpoints and failures of
+        finished runs that they had no time to remove; what living ones write stays."""
+        finished = set(self.names())
+        for checkpoints in self.path.glob("checkpoints/*"):
+            if checkpoints.name in finished:
+                shutil.rmtree(checkpoints, ignore_errors=True)
+        for failure in self.path.glob("failures/*.json"):
+            if failure.stem in finished:
+                failure.unlink(missing_ok=True)
         for partial in self.path.glob(f"{_PARTIAL}*-*"):
             process = partial.name.rpartition("-")[2]
             if process.isdecimal() and not psutil.pid_exists(int(process)):

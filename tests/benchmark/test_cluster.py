@@ -105,7 +105,6 @@ def test_a_node_that_dies_fails_its_run_and_the_same_again_goes_on_from_the_chec
             time.sleep(0.05)
         progressed.wait()
         nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
-        hold.unlink()
 
     thread = threading.Thread(target=take_a_node_away, daemon=True)
     thread.start()
@@ -114,6 +113,8 @@ def test_a_node_that_dies_fails_its_run_and_the_same_again_goes_on_from_the_chec
             events.append(event)
             if isinstance(event, Progressed):
                 progressed.set()
+            if isinstance(event, Failed):
+                hold.unlink()  # not before: the worker without its node may live on for a while
     thread.join()
     (finished,) = [event.run for event in events if isinstance(event, Finished)]
     (failure,) = [event.failure for event in events if isinstance(event, Failed)]

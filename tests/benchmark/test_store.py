@@ -101,6 +101,20 @@ def test_what_a_killed_worker_left_is_no_run_and_is_swept(store: Store) -> None:
     assert alive.exists()
 
 
+def test_what_a_worker_killed_after_storing_a_run_left_is_swept(store: Store) -> None:
+    other = dataclasses.replace(RUN, seed_index=RUN.seed_index + 1)
+    store.save(RESULT)
+    for run in (RUN, other):
+        checkpoints = store.checkpoints(run, 1)
+        assert checkpoints is not None
+        checkpoints.save(1, {}, Path.touch)
+        store.save_failure(Failure(run, "it was tired", "very"))
+    store.sweep()
+    assert [path.name for path in store.path.glob("checkpoints/*")] == [other.name]
+    assert store.failure(RUN) is None
+    assert store.failure(other) is not None
+
+
 @pytest.mark.parametrize(
     "name", ["spec.json", "evaluations.jsonl", "episodes.jsonl", "result.json"]
 )
