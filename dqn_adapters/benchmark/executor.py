@@ -37,6 +37,7 @@ ONE_THREAD = {
     "OPENBLAS_NUM_THREADS": "1",
     "NUMEXPR_NUM_THREADS": "1",
     "NUMBA_NUM_THREADS": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
 }
 _GRACE_SECONDS = 5.0
 _LOG_TAIL = 40

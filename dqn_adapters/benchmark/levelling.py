@@ -76,6 +76,26 @@ def sb3_adapter_arguments(config: DQNConfig, total_timesteps: int) -> dict[str, 
     }
 
 
+def sbx_arguments(config: DQNConfig, total_timesteps: int) -> dict[str, Any]:
+    """Arguments of `sbx.DQN`. It does not clip, so its Adam is given as one that does."""
+    arguments = sb3_arguments(config, total_timesteps)
+    arguments["policy_kwargs"] = {
+        "net_arch": arguments["policy_kwargs"]["net_arch"],
+        "optimizer_class": _clipped_adam,
+        "optimizer_kwargs": {
+            **arguments["policy_kwargs"]["optimizer_kwargs"],
+            "max_grad_norm": arguments.pop("max_grad_norm"),
+        },
+    }
+    return arguments
+
+
+def _clipped_adam(learning_rate: float, *, max_grad_norm: float, eps: float) -> Any:
+    import optax
+
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(learning_rate, eps=eps))
+
+
 @dataclass(frozen=True)
 class TianshouSettings:
     """What the parts of a Tianshou training take."""
@@ -170,6 +190,7 @@ def shipped_table(total_timesteps: int, implementations: Collection[str]) -> lis
         "sb3-reference": lambda: _sb3_defaults("stable_baselines3", "DQN"),
         "tianshou-reference": lambda: _tianshou_defaults(tianshou_shipped(total_timesteps)),
         "contrib": lambda: _sb3_defaults("sb3_contrib", "QRDQN"),
+        "sbx": lambda: {**_sb3_defaults("sbx", "DQN"), "max_grad_norm": None, **_SBX_NETWORK},
     }
     found: dict[str, Mapping[str, Any]] = {}
     for name in implementations:
@@ -194,6 +215,9 @@ def shipped_table(total_timesteps: int, implementations: Collection[str]) -> lis
         )
         for name in settings
     ]
+
+
+_SBX_NETWORK = {"hidden_sizes": [256, 256]}
 
 
 def _sb3_defaults(library: str, algorithm: str) -> Mapping[str, Any]:
@@ -262,6 +286,7 @@ def levelling_table(config: DQNConfig, total_timesteps: int) -> list[Row]:
         sb3_reference: str | None = None,
         tianshou: str | None = None,
         qrdqn: str | None = None,
+        sbx: str | None = None,
         ablation: str | None = None,
         note: str = "",
     ) -> Row:
@@ -270,10 +295,11 @@ def levelling_table(config: DQNConfig, total_timesteps: int) -> list[Row]:
         cells = {
             "native": core,
             "sb3": sb3,
-            "sb3-reference": sb3 if sb3_reference is None else sb3_reference,
+            "sb3-reference": peer,
             "tianshou": core if tianshou is None else tianshou,
             "tianshou-reference": tianshou_reference,
             "contrib": peer if qrdqn is None else qrdqn,
+            "sbx": peer if sbx is None else sbx,
             "ablation": core if ablation is None else ablation,
         }
         return Row(setting, cells, note)
@@ -304,20 +330,24 @@ def levelling_table(config: DQNConfig, total_timesteps: int) -> list[Row]:
             _show(host.algorithm, "huber_loss_delta"),
             sb3_reference="smooth_l1_loss (Huber, delta 1)",
             qrdqn="quantile Huber (another algorithm)",
+            sbx="optax.huber_loss (delta 1)",
         ),
         row(
             "Gradient clip, L2",
             _show(ours, "max_grad_norm"),
             _show(sb3, "max_grad_norm"),
             f"max_grad_norm={host.max_grad_norm}",
+            sbx=f"optax.clip_by_global_norm({sb3['max_grad_norm']})",
             note="Tianshou's own DQN does not clip. A subclass hands max_grad_norm to the "
-            "optimiser wrapper that Tianshou has for it, and changes nothing else.",
+            "optimiser wrapper that Tianshou has for it, and changes nothing else. SBX's does not "
+            "clip either; its optimiser is given as a chain of the clip and Adam.",
         ),
         row(
             "Adam",
             _show(ours, "learning_rate", "adam_eps"),
             f"{_show(sb3, 'learning_rate')}, optimizer_kwargs eps={adam_eps}",
             _show(host.optimizer, "lr", "eps"),
+            sbx=f"optax.adam, {_show(sb3, 'learning_rate')}, eps={adam_eps}",
         ),
         row("Discount", _show(ours, "gamma"), _show(sb3, "gamma"), _show(host.algorithm, "gamma")),
         row(
@@ -372,6 +402,7 @@ def levelling_table(config: DQNConfig, total_timesteps: int) -> list[Row]:
             f"net_arch={sb3['policy_kwargs']['net_arch']}, ReLU",
             f"Net(hidden_sizes={list(host.hidden_sizes)}), ReLU",
             tianshou=f"Net(hidden_sizes={list(host.hidden_sizes)}), ReLU",
+            note="SBX has two hidden layers of one size, and no others.",
         ),
         *(
             Row(name, {"native": _show(ours, name)}, "Set for the native agent only.")
@@ -382,6 +413,7 @@ def levelling_table(config: DQNConfig, total_timesteps: int) -> list[Row]:
             f"torch's default, {owns}",
             f"torch's default, {owns}",
             f"torch's default, {owns}",
+            sbx=f"torch's default, {owns}, copied",
             note="Paired: the networks of one seed begin equal in all systems, and so does the "
             "curve.",
         ),

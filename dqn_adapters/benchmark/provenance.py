@@ -18,6 +18,8 @@ DISTRIBUTIONS = (
     "tianshou",
     "pettingzoo",
     "numba",
+    "sbx-rl",
+    "jax",
 )
 
 

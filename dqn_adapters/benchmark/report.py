@@ -55,6 +55,7 @@ FAMILIES = {
     "sb3": "Stable-Baselines3",
     "tianshou": "Tianshou",
     "contrib": "Other algorithms",
+    "sbx": "SBX",
     "ablation": "DQN without a part",
     "pettingzoo": "PettingZoo",
 }
@@ -407,10 +408,7 @@ def collect(suite: Suite, store: Store, *, asked_as: str) -> Report:
     """Read the results and compute what the report says; see `write_report`."""
     names = store.names()
     results = list(_load(store, names))
-    protocols = {
-        suite.run(environment, suite.systems[0], 0).protocol: environment
-        for environment in suite.environments
-    }
+    protocols = suite.protocols
     used = [result for result in results if result.run.protocol in protocols]
     foreign = len(names) - len(used)
     if not used:

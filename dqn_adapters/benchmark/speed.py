@@ -38,6 +38,7 @@ from dqn_adapters.benchmark.files import replacing
 from dqn_adapters.benchmark.levelling import (
     sb3_adapter_arguments,
     sb3_arguments,
+    sbx_arguments,
     tianshou_settings,
 )
 from dqn_adapters.benchmark.provenance import usable_cores
@@ -237,7 +238,8 @@ def sb3(config: DQNConfig, make_env: Callable[[], Any] = _one, *, library: str) 
     """Stable-Baselines3's loop, with the DQN of a library: its own, ours, or SBX's."""
     module = importlib.import_module(library)
     ours = library == "dqn_adapters.sb3"
-    arguments = (sb3_adapter_arguments if ours else sb3_arguments)(config, HORIZON)
+    levelled = {"dqn_adapters.sb3": sb3_adapter_arguments, "sbx": sbx_arguments}
+    arguments = levelled.get(library, sb3_arguments)(config, HORIZON)
     env = make_env()
     policy = "MlpPolicy"
     if isinstance(env, Images):
@@ -246,8 +248,6 @@ def sb3(config: DQNConfig, make_env: Callable[[], Any] = _one, *, library: str) 
         arguments["policy_kwargs"] = {"net_arch": [], "features_extractor_kwargs": features}
     # The host counts calls of step, each of which is one step of every environment.
     arguments["train_freq"] = config.train_freq // getattr(env, "num_envs", 1)
-    if library == "sbx":  # it does not clip, and its Adam is given another way
-        del arguments["max_grad_norm"], arguments["policy_kwargs"]["optimizer_kwargs"]
     model = module.DQN(policy, env, seed=0, device="cpu", **arguments)
 
     def run(steps: int) -> None:

@@ -12,6 +12,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ LABELS = {
     "tianshou": "Tianshou adapter",
     "tianshou-reference": "Tianshou's own DQN",
     "contrib": "SB3-contrib's QR-DQN",
+    "sbx": "SBX's DQN",
     "ablation": "native, one part replaced",
     "pettingzoo": "PettingZoo adapter",
 }
@@ -88,6 +90,9 @@ class System:
     label: str = ""
     """What it is called among the systems of its family; empty: by its variant."""
 
+    optional: bool = False
+    """Its library is so large that nothing here installs it; only its own name selects it."""
+
     period: int | None = None
     """Environment steps between two training phases; None: the configuration's `train_freq`."""
 
@@ -128,7 +133,7 @@ def find(name: str) -> list[System]:
         return [System(name, name, DQNConfig().variant, _entry_point(name), values=True)]
     found = [system for system in ALL_SYSTEMS if name == system.name]
     if name == "shipped":
-        found = [system for system in ALL_SYSTEMS if system.shipped]
+        found = [system for system in ALL_SYSTEMS if system.shipped and not system.optional]
     elif name == "all":
         found = list(SYSTEMS)
     elif not found:
@@ -261,6 +266,38 @@ def _train_qrdqn(run: RunSpec, recorder: Recorder) -> int:
 
     arguments = levelling.sb3_arguments(run.config, run.total_timesteps)
     return _learn_sb3(QRDQN, run, recorder, **arguments)
+
+
+def _train_sbx(run: RunSpec, recorder: Recorder) -> int:
+    import sbx
+
+    def make(*arguments: Any, **settings: Any) -> Any:
+        model = sbx.DQN(*arguments, **settings)
+        _begin_as_torch(model, run)
+        return model
+
+    return _learn_sb3(
+        make, run, recorder, **levelling.sbx_arguments(run.config, run.total_timesteps)
+    )
+
+
+def _begin_as_torch(model: Any, run: RunSpec) -> None:
+    """Give SBX's networks the weights that torch draws for the others from the run's seed."""
+    import jax.numpy as jnp
+    import torch
+
+    torch.manual_seed(run.seeds.agent)
+    inputs = int(np.prod(model.observation_space.shape))
+    sizes = [inputs, *run.config.hidden_sizes, int(model.action_space.n)]
+    params = {}
+    for i, (rows, columns) in enumerate(pairwise(sizes)):
+        layer = torch.nn.Linear(rows, columns)
+        weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+        params[f"Dense_{i}"] = {"kernel": jnp.array(weight.T), "bias": jnp.array(bias)}
+    state = model.policy.qf_state
+    model.policy.qf_state = state.replace(
+        params={"params": params}, target_params={"params": params}
+    )
 
 
 def _train_sb3_shipped(run: RunSpec, recorder: Recorder, *, library: str, algorithm: str) -> int:
@@ -472,12 +509,21 @@ def _reference_limits(config: DQNConfig) -> list[str]:
     return problems
 
 
-def _sb3_reference_limits(config: DQNConfig) -> list[str]:
+def _sb3_reference_limits(config: DQNConfig, name: str = "SB3's own DQN") -> list[str]:
     problems = _reference_limits(config)
     if config.loss != "huber" or config.huber_delta != 1.0:
         problems.append(
             f"loss={config.loss!r} with huber_delta={config.huber_delta}; "
-            "SB3's own DQN has the Huber loss with delta 1 only"
+            f"{name} has the Huber loss with delta 1 only"
+        )
+    return problems
+
+
+def _sbx_limits(config: DQNConfig) -> list[str]:
+    problems = _sb3_reference_limits(config, LABELS["sbx"])
+    if len(config.hidden_sizes) != 2 or len(set(config.hidden_sizes)) != 1:
+        problems.append(
+            f"hidden_sizes={list(config.hidden_sizes)}; SBX's DQN has two hidden layers of one size"
         )
     return problems
 
@@ -494,6 +540,8 @@ def _tianshou_reference_limits(config: DQNConfig) -> list[str]:
         problems.append(f"tau={config.tau}; Tianshou's own DQN copies the network, tau=1, only")
     return problems
 
+
+_SBX = ("sbx", "sbx")
 
 SYSTEMS: tuple[System, ...] = (
     *(
@@ -569,6 +617,16 @@ ALL_SYSTEMS: tuple[System, ...] = (
         peer=True,
     ),
     System(
+        "sbx-reference",
+        "sbx",
+        "target",
+        _train_sbx,
+        _SBX,
+        _sbx_limits,
+        peer=True,
+        optional=True,
+    ),
+    System(
         "ablation-stream",
         "ablation",
         "target",
@@ -629,6 +687,16 @@ ALL_SYSTEMS: tuple[System, ...] = (
         ("sb3_contrib", "dev"),
         shipped=True,
         peer=True,
+    ),
+    System(
+        "sbx-shipped",
+        "sbx",
+        "target",
+        partial(_train_sb3_shipped, library="sbx", algorithm="DQN"),
+        _SBX,
+        shipped=True,
+        peer=True,
+        optional=True,
     ),
 )
 """Those, the built-in systems for PettingZoo's, other algorithms, DQN without one of its parts, and

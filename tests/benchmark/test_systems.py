@@ -2,6 +2,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from dqn_adapters.benchmark.systems import SYSTEMS
 from dqn_adapters.config import VARIANTS
 
 NAMES = [system.name for system in SYSTEMS]
+SBX = find_spec("sbx") is not None
 Make = Callable[..., Suite]
 
 
@@ -270,7 +272,9 @@ def test_sb3_follows_the_epsilon_schedule_of_the_core(make_suite: Make) -> None:
         assert model.exploration_schedule(1 - step / 8000) == pytest.approx(ours(step), abs=1e-9)
 
 
-SHIPPED = [system.name for system in systems.ALL_SYSTEMS if system.shipped]
+SHIPPED = [
+    system.name for system in systems.ALL_SYSTEMS if system.shipped and (SBX or not system.optional)
+]
 
 
 def train_shipped(name: str, steps: int, write_suite: Callable[..., Path]) -> RunResult:
@@ -332,7 +336,11 @@ def test_what_libraries_are_shipped_with_is_read_from_them() -> None:
     import stable_baselines3
     from tianshou.highlevel.config import OffPolicyTrainingConfig
 
-    names = {each.implementation for each in systems.ALL_SYSTEMS if each.shipped}
+    names = {
+        each.implementation
+        for each in systems.ALL_SYSTEMS
+        if each.shipped and (SBX or not each.optional)
+    }
     rows = {row.setting: row for row in shipped_table(2048, names)}
     assert all(set(row.cells) == names for row in rows.values())
     assert all(cell for row in rows.values() for cell in row.cells.values())
@@ -343,6 +351,10 @@ def test_what_libraries_are_shipped_with_is_read_from_them() -> None:
             continue
         assert row.cells["sb3-reference"] == row.cells["sb3"] == str(getattr(model, name))
         assert row.cells["contrib"] == str(getattr(peer, name))
+        if SBX and name != "max_grad_norm":
+            import sbx
+
+            assert row.cells["sbx"] == str(getattr(sbx.DQN("MlpPolicy", "CartPole-v1"), name))
         assert float(row.cells["native"]) == getattr(model, name)
     assert rows["train_freq"].cells["sb3"] == str(model.train_freq.frequency)
     assert rows["hidden_sizes"].cells["sb3"] == str(model.policy.net_arch)
@@ -357,6 +369,70 @@ def test_the_peer_is_levelled_as_far_as_it_goes(make_suite: Make) -> None:
     assert result.timing.updates == 24  # (64 - 16) / 4 * 2
     with pytest.raises(SuiteError, match="'contrib-qrdqn' cannot be levelled: dueling=True"):
         make_suite(["contrib-qrdqn"], config="dueling = true")
+
+
+@pytest.mark.skipif(not SBX, reason="SBX brings JAX, which no extra of the tests does")
+def test_sbx_is_levelled_and_begins_with_the_networks_of_the_others(
+    write_suite: Callable[..., Path],
+) -> None:
+    path = write_suite(["sbx-reference", "sb3-reference"], config="max_grad_norm = 0.01")
+    path.write_text(path.read_text().replace("[16]", "[16, 16]"))
+    runs = runs_of(load_suite(str(path)))
+    sbx, sb3 = train(runs["sbx-reference"]), train(runs["sb3-reference"])
+    assert sbx.before == sb3.before
+    assert sbx.result.evaluations[0] == sb3.result.evaluations[0]
+    assert sbx.result.timing.updates == sb3.result.timing.updates == 24
+    assert sbx.after != sbx.before
+    again = train(runs["sbx-reference"])
+    assert again.result.evaluations == sbx.result.evaluations
+
+
+@pytest.mark.skipif(not SBX, reason="SBX brings JAX, which no extra of the tests does")
+def test_a_step_of_sbx_is_that_of_the_core() -> None:
+    """The same batch, clipped, and the same parameters after it."""
+    import jax.numpy as jnp
+    import optax
+
+    from dqn_adapters.benchmark.levelling import sbx_arguments
+
+    config = dataclasses.replace(CONFIG, loss="huber", max_grad_norm=0.5)
+    kwargs = sbx_arguments(config, 8000)["policy_kwargs"]
+    transform = kwargs["optimizer_class"](config.learning_rate, **kwargs["optimizer_kwargs"])
+    generator = np.random.default_rng(0)
+    weights = generator.normal(size=(3, 4)).astype(np.float32)
+    parameter = torch.nn.Parameter(torch.tensor(weights))
+    optimizer = torch.optim.Adam([parameter], lr=config.learning_rate, eps=config.adam_eps)
+    theirs, state = jnp.array(weights), transform.init(jnp.array(weights))
+    for scale in (0.01, 10.0, 1.0):
+        gradient = scale * generator.normal(size=(3, 4)).astype(np.float32)
+        parameter.grad = torch.tensor(gradient)
+        torch.nn.utils.clip_grad_norm_([parameter], 0.5)
+        optimizer.step()
+        updates, state = transform.update(jnp.array(gradient), state, theirs)
+        theirs = optax.apply_updates(theirs, updates)
+        np.testing.assert_allclose(theirs, parameter.detach(), rtol=0, atol=1e-6)
+
+
+def test_sbx_is_asked_for_by_its_name() -> None:
+    for name in ("all", "shipped"):
+        assert not [each for each in systems.find(name) if each.implementation == "sbx"]
+    assert [each.name for each in systems.find("sbx")] == ["sbx-reference"]
+    assert systems.find("sbx-shipped")[0].shipped
+    if not SBX:
+        message = systems.find("sbx-reference")[0].missing()
+        assert message is not None
+        assert "pip install 'dqn-adapters[sbx]'" in message
+
+
+def test_sbx_has_two_layers_of_one_size(make_suite: Make) -> None:
+    (system,) = systems.find("sbx-reference")
+    config = dataclasses.replace(CONFIG, loss="huber", huber_delta=1.0)
+    assert not system.cannot(dataclasses.replace(config, hidden_sizes=(32, 32)))
+    for sizes in [(32, 64), (32,), (32, 32, 32)]:
+        (problem,) = system.cannot(dataclasses.replace(config, hidden_sizes=sizes))
+        assert "two hidden layers of one size" in problem
+    (problem,) = system.cannot(dataclasses.replace(config, loss="mse", hidden_sizes=(32, 32)))
+    assert "SBX's DQN has the Huber loss" in problem
 
 
 def test_the_levelling_table_has_every_implementation_and_every_setting() -> None:
