@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dqn_adapters._extras import require
 from dqn_adapters.benchmark.files import replacing
-from dqn_adapters.benchmark.recorder import Episode, Evaluation
+from dqn_adapters.benchmark.recorder import Episode, Evaluation, ValueCheck
 from dqn_adapters.benchmark.spec import RunSpec
 from dqn_adapters.benchmark.store import ForeignRunError, Store
 from dqn_adapters.benchmark.suite import Suite
 
 EVALUATIONS = "evaluations.csv"
 EPISODES = "episodes.csv"
+VALUES = "values.csv"
 
 
 class ExportError(Exception):
@@ -36,6 +38,10 @@ class Curve:
 
     finished: bool
     """False: it is known up to its last checkpoint."""
+
+
+Rows = Callable[[Curve], Iterator[tuple[object, ...]]]
+"""The rows of a run in a table."""
 
 
 def curves(suite: Suite, store: Store) -> list[Curve]:
@@ -74,55 +80,54 @@ def _more(suite: Suite, store: Store, known: Collection[str]) -> Iterator[RunSpe
 
 def write_csv(found: list[Curve], folder: Path) -> list[Path]:
     """Write `evaluations.csv`, a row per evaluation episode, and `episodes.csv`, a row per training
-    episode; each is written beside its place and renamed.
+    episode; and, where estimates were held against returns, `values.csv`, a row per evaluation
+    (see `ValueCheck`). Each is written beside its place and renamed.
 
     Returns:
         The files.
     """
-    evaluations = (
-        {"timestep": each.timestep, "episode": number, "return": value, "length": length}
-        for curve in found
-        for each in curve.evaluations
-        for number, (value, length) in enumerate(zip(each.returns, each.lengths, strict=True))
-    )
-    counts = [sum(len(each.returns) for each in curve.evaluations) for curve in found]
-    episodes = (
-        {
-            "timestep": each.timestep,
-            "episode": number,
-            "return": each.episode_return,
-            "length": each.length,
-        }
-        for curve in found
-        for number, each in enumerate(curve.episodes)
-    )
+    columns = ("timestep", "episode", "return", "length")
+    tables: dict[str, tuple[Sequence[str], Rows]] = {
+        EVALUATIONS: (columns, _evaluations),
+        EPISODES: (columns, _training_episodes),
+    }
+    if any(point.values is not None for curve in found for point in curve.evaluations):
+        checks = [field.name for field in dataclasses.fields(ValueCheck)]
+        tables[VALUES] = (("timestep", *checks), _values)
     folder.mkdir(parents=True, exist_ok=True)
-    return [
-        _write(folder / EVALUATIONS, found, counts, evaluations),
-        _write(folder / EPISODES, found, [len(curve.episodes) for curve in found], episodes),
-    ]
+    return [_write(folder / name, found, columns, rows) for name, (columns, rows) in tables.items()]
+
+
+def _evaluations(curve: Curve) -> Iterator[tuple[object, ...]]:
+    for point in curve.evaluations:
+        for number, outcome in enumerate(zip(point.returns, point.lengths, strict=True)):
+            yield point.timestep, number, *outcome
+
+
+def _training_episodes(curve: Curve) -> Iterator[tuple[object, ...]]:
+    for number, episode in enumerate(curve.episodes):
+        yield episode.timestep, number, episode.episode_return, episode.length
+
+
+def _values(curve: Curve) -> Iterator[tuple[object, ...]]:
+    for point in curve.evaluations:
+        if point.values is not None:
+            yield point.timestep, *dataclasses.astuple(point.values)
 
 
 def _write(
-    path: Path, found: list[Curve], counts: list[int], rows: Iterator[dict[str, Any]]
+    path: Path,
+    found: list[Curve],
+    columns: Sequence[str],
+    rows: Rows,
 ) -> Path:
-    head = ["environment", "system", "variant", "seed", "finished"]
     with replacing(path) as file:
-        writer = csv.DictWriter(
-            file, [*head, "timestep", "episode", "return", "length"], lineterminator="\n"
-        )
-        writer.writeheader()
-        for curve, count in zip(found, counts, strict=True):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["environment", "system", "variant", "seed", "finished", *columns])
+        for curve in found:
             run = curve.run
-            values = (
-                run.environment.title,
-                run.title,
-                run.config.variant,
-                run.seed_index,
-                int(curve.finished),
-            )
-            for _ in range(count):
-                writer.writerow({**dict(zip(head, values, strict=True)), **next(rows)})
+            of = (run.environment.title, run.title, run.config.variant, run.seed_index)
+            writer.writerows((*of, int(curve.finished), *row) for row in rows(curve))
     return path
 
 

@@ -11,6 +11,7 @@ from benchmark.test_cli import invoke
 from benchmark.test_report import result, rising
 
 from dqn_adapters.benchmark import Suite, load_suite
+from dqn_adapters.benchmark.export import curves, write_csv
 from dqn_adapters.benchmark.recorder import ValueCheck
 from dqn_adapters.benchmark.store import Store
 
@@ -69,6 +70,34 @@ def test_curves_as_csv(write_suite: Write, tmp_path: Path) -> None:
     episodes = rows(folder / "episodes.csv")
     assert [(row["timestep"], row["return"]) for row in episodes] == [("9", "9.0")] * 4
     assert not list(folder.glob(".*"))
+    assert not (folder / "values.csv").exists()
+
+
+def test_estimates_as_csv(write_suite: Write, tmp_path: Path) -> None:
+    suite = load_suite(str(write_suite(["native-target"], seeds=1)))
+    store = Store(tmp_path, suite.name)
+    known = result(suite.runs()[0], rising)
+    check = ValueCheck(300, 12.5, 10.25, 0.75, 20.0, 100.0)
+    first, *others = known.evaluations
+    first = dataclasses.replace(first, values=check)
+    store.save(dataclasses.replace(known, evaluations=(first, *others)))
+    write_csv(curves(suite, store), tmp_path)
+    assert rows(tmp_path / "values.csv") == [
+        {
+            "environment": "CartPole-v1",
+            "system": "native-target",
+            "variant": "target",
+            "seed": "0",
+            "finished": "1",
+            "timestep": "0",
+            "states": "300",
+            "estimate": "12.5",
+            "realised": "10.25",
+            "positive": "0.75",
+            "largest": "20.0",
+            "possible": "100.0",
+        }
+    ]
 
 
 def test_seeds_and_systems_beside_the_suites_are_exported_too(
