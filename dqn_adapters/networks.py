@@ -40,11 +40,11 @@ class NatureCNN(nn.Module):
         channels = min(space.shape[0], space.shape[2])
         self.layers = nn.Sequential(
             nn.Conv2d(channels, 32, 8, 4),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(32, 64, 4, 2),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(64, 64, 3, 1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Flatten(),
         )
         with torch.no_grad():
@@ -66,7 +66,10 @@ class NatureCNN(nn.Module):
         """Map images `(B, ...)` to features `(B, size)`."""
         if self._channels_last:
             observations = observations.permute(0, 3, 1, 2)
-        features: torch.Tensor = self.layers(observations.float() / 255.0)
+        # oneDNN's gradients are fastest in this layout; a single image would only be copied.
+        if len(observations) > 1:
+            observations = observations.contiguous(memory_format=torch.channels_last)
+        features: torch.Tensor = self.layers(observations.float().div_(255.0))
         return features
 
 
