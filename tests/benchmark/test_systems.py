@@ -354,7 +354,9 @@ def test_what_libraries_are_shipped_with_is_read_from_them() -> None:
         if SBX and name != "max_grad_norm":
             import sbx
 
-            assert row.cells["sbx"] == str(getattr(sbx.DQN("MlpPolicy", "CartPole-v1"), name))
+            theirs = sbx.DQN("MlpPolicy", "CartPole-v1")
+            assert row.cells["sbx"] == str(getattr(theirs, name))
+            assert rows["hidden_sizes"].cells["sbx"] == str([theirs.policy.n_units] * 2)
         assert float(row.cells["native"]) == getattr(model, name)
     assert rows["train_freq"].cells["sb3"] == str(model.train_freq.frequency)
     assert rows["hidden_sizes"].cells["sb3"] == str(model.policy.net_arch)
