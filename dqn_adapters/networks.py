@@ -69,7 +69,8 @@ class NatureCNN(nn.Module):
         # oneDNN's gradients are fastest in this layout; a single image would only be copied.
         if len(observations) > 1:
             observations = observations.contiguous(memory_format=torch.channels_last)
-        features: torch.Tensor = self.layers(observations.float().div_(255.0))
+        scaled = observations.to(torch.float32, copy=True).div_(255.0)  # not the caller's
+        features: torch.Tensor = self.layers(scaled)
         return features
 
 

@@ -78,6 +78,15 @@ def test_a_dict_is_concatenated_in_the_order_of_its_space() -> None:
     assert len(list(encoder.parameters())) == 6  # three convolutions, weights and biases
 
 
+def test_nature_cnn_leaves_its_images_as_they_are() -> None:
+    cnn = NatureCNN(IMAGE)
+    for count in (1, 2):
+        images = torch.randint(0, 256, (count, 4, 84, 84), dtype=torch.uint8)
+        numbers = images.float().contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(cnn(numbers), cnn(images))
+        assert torch.equal(numbers, images.float())
+
+
 def test_nature_cnn() -> None:
     """The sizes of Mnih et al. (2015): 20x20x32, 9x9x64, 7x7x64, 512, actions."""
     net = QNetwork(IMAGE, 6, (512,))
