@@ -170,8 +170,7 @@ class Store:
                     raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        self._failure(run).unlink(missing_ok=True)
-        shutil.rmtree(self._checkpoints(run), ignore_errors=True)
+        self._forget(run.name)
 
     def load(self, name: str) -> RunResult:
         """Read the run of that name.
@@ -233,7 +232,7 @@ class Store:
 
     def save_failure(self, failure: Failure) -> None:
         """Remember why a run failed, until it succeeds."""
-        path = self._failure(failure.run)
+        path = self._failure(failure.run.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         values = {
             "spec": failure.run.to_dict(),
@@ -246,7 +245,7 @@ class Store:
     def failure(self, run: RunSpec) -> Failure | None:
         """The last failure of a run that is not finished."""
         try:
-            values = json.loads(self._failure(run).read_text())
+            values = json.loads(self._failure(run.name).read_text())
         except FileNotFoundError:
             return None
         return Failure(run, values["reason"], values["details"])
@@ -258,7 +257,7 @@ class Store:
             run: Not finished.
             every: Environment steps between two checkpoints; None: it makes none.
         """
-        return None if every is None else Checkpoints(self._checkpoints(run), every)
+        return None if every is None else Checkpoints(self._checkpoints(run.name), every)
 
     def unfinished(self, run: RunSpec) -> tuple[tuple[Evaluation, ...], tuple[Episode, ...]] | None:
         """Evaluations and training episodes of a run up to its checkpoint; None if it has none.
@@ -266,7 +265,7 @@ class Store:
         Raises:
             DamagedCheckpointError: the checkpoint cannot be read.
         """
-        checkpoints = Checkpoints(self._checkpoints(run), 1)
+        checkpoints = Checkpoints(self._checkpoints(run.name), 1)
         progress = checkpoints.progress()
         if progress is None:
             return None
@@ -291,23 +290,23 @@ class Store:
     def sweep(self) -> None:
         """Remove what killed processes left half written, and the checkpoints and failures of
         finished runs that they had no time to remove; what living ones write stays."""
-        finished = set(self.names())
-        for checkpoints in self.path.glob("checkpoints/*"):
-            if checkpoints.name in finished:
-                shutil.rmtree(checkpoints, ignore_errors=True)
-        for failure in self.path.glob("failures/*.json"):
-            if failure.stem in finished:
-                failure.unlink(missing_ok=True)
+        for name in self.names():
+            self._forget(name)
         for partial in self.path.glob(f"{_PARTIAL}*-*"):
             process = partial.name.rpartition("-")[2]
             if process.isdecimal() and not psutil.pid_exists(int(process)):
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def _checkpoints(self, run: RunSpec) -> Path:
-        return self.path / "checkpoints" / run.name
+    def _forget(self, name: str) -> None:
+        """Remove what was kept of a run until it was finished."""
+        self._failure(name).unlink(missing_ok=True)
+        shutil.rmtree(self._checkpoints(name), ignore_errors=True)
 
-    def _failure(self, run: RunSpec) -> Path:
-        return self.path / "failures" / f"{run.name}.json"
+    def _checkpoints(self, name: str) -> Path:
+        return self.path / "checkpoints" / name
+
+    def _failure(self, name: str) -> Path:
+        return self.path / "failures" / f"{name}.json"
 
 
 def _damaged(directory: Path, error: Exception) -> StoreError:
