@@ -190,7 +190,11 @@ def shipped_table(total_timesteps: int, implementations: Collection[str]) -> lis
         "sb3-reference": lambda: _sb3_defaults("stable_baselines3", "DQN"),
         "tianshou-reference": lambda: _tianshou_defaults(tianshou_shipped(total_timesteps)),
         "contrib": lambda: _sb3_defaults("sb3_contrib", "QRDQN"),
-        "sbx": lambda: {**_sb3_defaults("sbx", "DQN"), "max_grad_norm": None, **_SBX_NETWORK},
+        "sbx": lambda: {
+            **_sb3_defaults("sbx", "DQN"),
+            "max_grad_norm": None,
+            "hidden_sizes": [256, 256],
+        },
     }
     found: dict[str, Mapping[str, Any]] = {}
     for name in implementations:
@@ -215,9 +219,6 @@ def shipped_table(total_timesteps: int, implementations: Collection[str]) -> lis
         )
         for name in settings
     ]
-
-
-_SBX_NETWORK = {"hidden_sizes": [256, 256]}
 
 
 def _sb3_defaults(library: str, algorithm: str) -> Mapping[str, Any]:
