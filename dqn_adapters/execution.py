@@ -96,7 +96,7 @@ def make_kernels(
             "the network is not a plain ReLU MLP over numbers, in float32 on the CPU, with at most "
             f"{MAX_UNITS} units in a layer"
         )
-    elif any(map(_watched, [*q_net.modules(), *target_net.modules()])):
+    elif any(map(watched, [*q_net.modules(), *target_net.modules()])):
         reason = "the network has hooks"
     elif not installed:
         reason = "numba is not installed; it comes with: pip install 'dqn-adapters[fast]'"
@@ -372,7 +372,7 @@ def _is_plain_adam(optimizer: torch.optim.Optimizer) -> bool:
     return not (hooks or wrapped or any(groups[0].get(option) for option in off))
 
 
-def _watched(module: nn.Module) -> bool:
+def watched(module: nn.Module) -> bool:
     """Whether hooks look at what goes through a module, or change it."""
     return bool(
         module._forward_hooks

@@ -66,12 +66,17 @@ class NatureCNN(nn.Module):
         """Map images `(B, ...)` to features `(B, size)`."""
         if self._channels_last:
             observations = observations.permute(0, 3, 1, 2)
-        # oneDNN's gradients are fastest in this layout; a single image would only be copied.
-        if len(observations) > 1:
-            observations = observations.contiguous(memory_format=torch.channels_last)
-        scaled = observations.to(torch.float32, copy=True).div_(255.0)  # not the caller's
-        features: torch.Tensor = self.layers(scaled)
+        features: torch.Tensor = self.layers(scaled_images(observations))
         return features
+
+
+def scaled_images(images: torch.Tensor) -> torch.Tensor:
+    """Images `(B, C, H, W)` with values to 255 as float32 in [0, 1], in the layout and with the
+    copies that convolutions on a CPU are fastest with. The result is never the caller's memory."""
+    # oneDNN's gradients are fastest in this layout; a single image would only be copied.
+    if len(images) > 1:
+        images = images.contiguous(memory_format=torch.channels_last)
+    return images.to(torch.float32, copy=True).div_(255.0)
 
 
 class BinaryCNN(nn.Module):

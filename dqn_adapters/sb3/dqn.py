@@ -36,7 +36,7 @@ from dqn_adapters.sb3.host import (
     keep_online,
 )
 from dqn_adapters.sb3.masks import with_mask_info
-from dqn_adapters.sb3.policies import as_mlp, masked_greedy
+from dqn_adapters.sb3.policies import as_mlp, masked_greedy, q_values
 from dqn_adapters.sb3.policies import dueling as with_dueling_head
 from dqn_adapters.sb3.resume import load_full, save_full
 from dqn_adapters.sb3.streams import continue_streams, get_streams, set_streams
@@ -185,6 +185,7 @@ class DQN(Collecting):
             config,
             target_net=self.q_net_target,
             optimizer=self.policy.optimizer,
+            q_values=q_values,
             execution=self.execution,
             as_mlp=as_mlp,
         )

@@ -10,11 +10,12 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 
 from dqn_adapters.environments import Masks
-from dqn_adapters.networks import q_head
+from dqn_adapters.execution import watched
+from dqn_adapters.networks import q_head, scaled_images
 from dqn_adapters.targets import greedy_actions
 from dqn_adapters.transition import to_tensor
 
@@ -65,6 +66,27 @@ def as_mlp(network: torch.nn.Module) -> torch.nn.Sequential | None:
         isinstance(space, spaces.Box) and not scaled
     )
     return network.q_net if numbers else None
+
+
+def q_values(network: Any, observations: Any) -> torch.Tensor:
+    """The host's Q-network, `(B, ...)` to `(B, A)`.
+
+    Of images its own `NatureCNN` scales and rectifies into new memory, for which the learner has
+    no use; here the same modules do it in place.
+    """
+    values: torch.Tensor
+    if type(network) is QNetwork and type(network.features_extractor) is NatureCNN:
+        extractor = network.features_extractor
+        scaled = network.normalize_images and is_image_space(network.observation_space)
+        rectifiers = [part for part in extractor.cnn if type(part) is torch.nn.ReLU]
+        if scaled and not any(map(watched, (network, extractor, extractor.cnn, *rectifiers))):
+            features = scaled_images(observations)
+            for part in extractor.cnn:
+                features = torch.relu_(features) if part in rectifiers else part(features)
+            values = network.q_net(extractor.linear(features))
+            return values
+    values = network(observations)
+    return values
 
 
 def masked_greedy(policy: DQNPolicy, observation: Any, action_masks: Masks) -> NDArray[np.int64]:

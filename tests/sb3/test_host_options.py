@@ -26,6 +26,7 @@ from support import Chain
 
 from dqn_adapters.config import VARIANTS
 from dqn_adapters.sb3 import CnnPolicy, CoreReplayBuffer, MlpPolicy, MultiInputPolicy
+from dqn_adapters.sb3.policies import q_values
 
 pytestmark = pytest.mark.parametrize("variant", VARIANTS)
 
@@ -182,6 +183,52 @@ def test_images(make: Any, variant: str) -> None:
     observation = env.reset()  # channels last, as the user has it
     model.exploration_rate = 0.5
     assert model.predict(observation)[0].shape == (2,)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_images_go_through_the_hosts_modules(make: Any, variant: str, dtype: torch.dtype) -> None:
+    """In place, and with the values, gradients and hooks of the host's own forward pass."""
+    kwargs = {"features_extractor_kwargs": {"features_dim": 16}}
+    env = FakeImageEnv(n_channels=4, channel_first=True)
+    network = make(
+        env, policy=CnnPolicy, variant=variant, policy_kwargs=kwargs, buffer_size=9
+    ).q_net
+    images = torch.randint(0, 256, (5, *env.observation_space.shape)).to(dtype)
+    before = images.clone()
+
+    def with_gradient(values: torch.Tensor) -> list[torch.Tensor]:
+        return [values, *torch.autograd.grad(values.square().sum(), [*network.parameters()])]
+
+    theirs = with_gradient(network(images))
+    torch.testing.assert_close(with_gradient(q_values(network, images)), theirs)
+    assert torch.equal(images, before)
+
+    heard: list[torch.Tensor] = []
+    rectifier = network.features_extractor.cnn[1]
+    rectifier.register_forward_hook(lambda module, inputs, output: heard.append(output))
+    torch.testing.assert_close(q_values(network, images), theirs[0])
+    assert len(heard) == 1
+
+
+def test_images_that_come_scaled_stay_as_they_are(make: Any, variant: str) -> None:
+    class Scaled(gym.ObservationWrapper):
+        def __init__(self) -> None:
+            super().__init__(FakeImageEnv(n_channels=4, channel_first=True))
+            self.observation_space = spaces.Box(0.0, 1.0, (4, 84, 84), np.float32)
+
+        def observation(self, observation: Any) -> Any:
+            return np.float32(observation / 255.0)
+
+    kwargs = {
+        "normalize_images": False,
+        "features_extractor_kwargs": {"features_dim": 16, "normalized_image": True},
+    }
+    env = Scaled()
+    network = make(
+        env, policy=CnnPolicy, variant=variant, policy_kwargs=kwargs, buffer_size=9
+    ).q_net
+    images = torch.rand(5, 4, 84, 84)
+    assert torch.equal(q_values(network, images), network(images))
 
 
 @pytest.mark.parametrize("settings", [{}, {"n_steps": 3}, {"replay_buffer_class": ReplayBuffer}])
