@@ -36,7 +36,7 @@ from dqn_adapters.sb3.host import (
     keep_online,
 )
 from dqn_adapters.sb3.masks import with_mask_info
-from dqn_adapters.sb3.policies import as_mlp, masked_greedy, q_values
+from dqn_adapters.sb3.policies import as_mlp, masked_greedy, q_values, sees_images
 from dqn_adapters.sb3.policies import dueling as with_dueling_head
 from dqn_adapters.sb3.resume import load_full, save_full
 from dqn_adapters.sb3.streams import continue_streams, get_streams, set_streams
@@ -301,6 +301,8 @@ class DQN(Collecting):
             if self.learner.execution == "kernel" and not isinstance(observation, dict):
                 rows = observation if batched else observation[None]
                 return self.learner.greedy_actions(rows, masks)
+            if num_envs is not None and sees_images(self.q_net):  # as the environment has them
+                return self.learner.greedy_actions(observation, masks)
             if masks is None:
                 return np.atleast_1d(self.policy.predict(observation)[0])
             return masked_greedy(self.policy, observation, masks)

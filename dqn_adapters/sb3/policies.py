@@ -68,6 +68,18 @@ def as_mlp(network: torch.nn.Module) -> torch.nn.Sequential | None:
     return network.q_net if numbers else None
 
 
+def sees_images(network: torch.nn.Module) -> bool:
+    """Whether this is the host's `QNetwork` with its `NatureCNN`, on images that it scales, and no
+    hook looks at what `q_values` goes around."""
+    if type(network) is not QNetwork or type(network.features_extractor) is not NatureCNN:
+        return False
+    cnn = network.features_extractor.cnn
+    rectifiers = (part for part in cnn if type(part) is torch.nn.ReLU)
+    around = network, network.features_extractor, cnn, *rectifiers
+    scaled = network.normalize_images and is_image_space(network.observation_space)
+    return scaled and not any(map(watched, around))
+
+
 def q_values(network: Any, observations: Any) -> torch.Tensor:
     """The host's Q-network, `(B, ...)` to `(B, A)`.
 
@@ -75,17 +87,14 @@ def q_values(network: Any, observations: Any) -> torch.Tensor:
     no use; here the same modules do it in place.
     """
     values: torch.Tensor
-    if type(network) is QNetwork and type(network.features_extractor) is NatureCNN:
-        extractor = network.features_extractor
-        scaled = network.normalize_images and is_image_space(network.observation_space)
-        rectifiers = [part for part in extractor.cnn if type(part) is torch.nn.ReLU]
-        if scaled and not any(map(watched, (network, extractor, extractor.cnn, *rectifiers))):
-            features = scaled_images(observations)
-            for part in extractor.cnn:
-                features = torch.relu_(features) if part in rectifiers else part(features)
-            values = network.q_net(extractor.linear(features))
-            return values
-    values = network(observations)
+    if sees_images(network):
+        features = scaled_images(observations)
+        for part in network.features_extractor.cnn:
+            rectifies = type(part) is torch.nn.ReLU
+            features = torch.relu_(features) if rectifies else part(features)
+        values = network.q_net(network.features_extractor.linear(features))
+    else:
+        values = network(observations)
     return values
 
 
