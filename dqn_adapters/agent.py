@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from dqn_adapters import checkpoint
 from dqn_adapters.config import DQNConfig, checked_int
 from dqn_adapters.environments import Masks, as_masks, make_stepper
+from dqn_adapters.execution import Execution
 from dqn_adapters.exploration import (
     LinearSchedule,
     beta_schedule,
@@ -71,9 +72,11 @@ class DQNAgent:
         seed: Decides everything that is random: network, environment, actions, replay.
             None draws fresh entropy.
         device: `"auto"` is CUDA where there is one, else the CPU.
+        execution: How the learner computes; see `DQNLearner`. It is not saved.
 
     Raises:
-        ValueError: a space is not supported, the network does not fit it, or the device is unknown.
+        ValueError: a space is not supported, the network does not fit it, the device is unknown, or
+            `execution` is, or it insists on the kernel and the network is not one for it.
         TypeError: `env`, `config` or `network` is of another type.
     """
 
@@ -85,6 +88,7 @@ class DQNAgent:
         network: Network | None = None,
         seed: int | None = None,
         device: torch.device | str = "auto",
+        execution: Execution = "auto",
     ) -> None:
         config = DQNConfig() if config is None else config
         if not isinstance(config, DQNConfig):
@@ -104,7 +108,7 @@ class DQNAgent:
             network, self.observation_space, int(self.action_space.n), config, net_seed
         )
         self._own_network = network is not None
-        self.learner = DQNLearner(q_net.to(self.device), config)
+        self.learner = DQNLearner(q_net.to(self.device), config, execution=execution)
         self.replay = ReplayBuffer.from_config(
             config,
             self.observation_space,
@@ -332,6 +336,7 @@ class DQNAgent:
         *,
         network: Network | None = None,
         device: torch.device | str = "auto",
+        execution: Execution = "auto",
     ) -> DQNAgent:
         """Open what `save` wrote, over an environment with the same spaces, with the function that
         made its network if there was one.
@@ -344,7 +349,13 @@ class DQNAgent:
         """
         state = checkpoint.load(path, "agent")
         check_network_was_given(state.get("own_network", False), network)
-        agent = cls(env, DQNConfig.from_dict(state["config"]), network=network, device=device)
+        agent = cls(
+            env,
+            DQNConfig.from_dict(state["config"]),
+            network=network,
+            device=device,
+            execution=execution,
+        )
         try:
             agent.learner.load_state_dict(state["learner"])
         except RuntimeError as error:

@@ -1,4 +1,5 @@
-"""How the learner computes: in torch, or on a plain ReLU MLP by the compiled `kernel`.
+"""How the learner computes: in torch, by `torch.compile`, or on a plain ReLU MLP by the compiled
+`kernel`.
 
 The rule is here and nowhere else: `plain_layers` says for which networks the kernel computes the
 gradient; `make_kernels` and `AdamKernel.step` for which networks and optimisers it makes the step.
@@ -25,9 +26,10 @@ from dqn_adapters.transition import Arrays, Transition
 
 log = logging.getLogger(__name__)
 
-Execution = Literal["auto", "eager", "kernel"]
-"""`"eager"` is torch; `"kernel"` the compiled kernel, and an error where it cannot be used;
-`"auto"` the kernel where it can be used, and else torch."""
+Execution = Literal["auto", "eager", "compiled", "kernel"]
+"""`"eager"` is torch; `"compiled"` is `torch.compile`, see `CompiledGradient`; `"kernel"` the
+compiled kernel, and an error where it cannot be used; `"auto"` the kernel where it can be used, and
+else torch."""
 
 AsMLP = Callable[[nn.Module], nn.Sequential | None]
 """Sees in a network the plain MLP that maps its observations, converted to float32 and flattened to
@@ -100,7 +102,9 @@ def make_kernels(
         reason = "the network has hooks"
     elif not installed:
         reason = "numba is not installed; it comes with: pip install 'dqn-adapters[fast]'"
-    if reason is not None:
+    if execution == "compiled":
+        reason = "torch.compile was asked for"
+    elif reason is not None:
         if execution == "kernel":
             raise ValueError(f"execution='kernel' cannot be used: {reason}")
         log.info("DQN computes in torch, not in the compiled kernel: %s", reason)
@@ -115,6 +119,53 @@ def make_kernels(
     assert layers is not None
     assert target_layers is not None
     return MLPKernel(layers, target_layers, adam, config), adam
+
+
+class CompiledGradient:
+    """The TD loss and its gradient by `torch.compile`, on CUDA as CUDA graphs.
+
+    It compiles in its first call, which takes from seconds to minutes, and again for every new
+    shape of a batch. Where torch cannot compile, it says so once in the log and gives None for
+    good, and the caller goes on in eager torch.
+
+    Args:
+        td_loss: Maps a batch to a named tuple of tensors, the first of which is the loss.
+        optimizer: Whose parameters get the gradient.
+    """
+
+    def __init__(
+        self, td_loss: Callable[[Transition], Any], optimizer: torch.optim.Optimizer
+    ) -> None:
+        self._td_loss, self._optimizer = td_loss, optimizer
+        self._compiled: Callable[[Transition], Any] | None = None
+        self._failed = False
+
+    def __reduce__(self) -> Any:  # a copy compiles for itself
+        return CompiledGradient, (self._td_loss, self._optimizer)
+
+    def __call__(self, batch: Transition) -> Any | None:
+        """What `td_loss` gives, detached, with the gradient of the loss in the parameters' `grad`;
+        None, and the caller has to do it, if torch cannot compile."""
+        if self._failed:
+            return None
+        from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+        if self._compiled is None:
+            graphs = batch.rewards.device.type == "cuda"
+            mode = "reduce-overhead" if graphs else None
+            self._compiled = torch.compile(self._td_loss, mode=mode, dynamic=False)
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        try:
+            result = self._compiled(batch)
+            self._optimizer.zero_grad()
+            result[0].backward()
+        except TorchDynamoException as error:
+            self._failed = True
+            first = str(error).strip().splitlines()[0]
+            log.warning("DQN computes in eager torch, which could not compile it: %s", first)
+            return None
+        # The next replay of a graph writes into the same memory.
+        return type(result)(*(tensor.detach().clone() for tensor in result))
 
 
 class MLPKernel:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dqn_adapters.config import DQNConfig, Loss, Variant
-from dqn_adapters.execution import AsMLP, Execution, as_mlp, make_kernels
+from dqn_adapters.execution import AsMLP, CompiledGradient, Execution, as_mlp, make_kernels
 from dqn_adapters.finite import check_loss
 from dqn_adapters.targets import double_q_learning_target, greedy_actions, q_learning_target
 from dqn_adapters.transition import Arrays, Observations, Transition, to_tensor, to_tensors
@@ -170,7 +170,8 @@ class DQNLearner:
             result is more than the action values. None: `module(observations)`.
         execution: `"auto"` computes in a compiled kernel where the network and the optimiser are
             such as it takes, and else in torch, whose results it has but for rounding; `"eager"`
-            is always torch; `"kernel"` insists. See `execution` for the rule.
+            is always torch; `"kernel"` insists; `"compiled"` is `torch.compile`, on CUDA as CUDA
+            graphs. See `execution` for the rule.
         as_mlp: For networks that the kernel would not recognise: sees the plain MLP in them.
 
     Raises:
@@ -215,6 +216,9 @@ class DQNLearner:
         self._mlp, self._adam = make_kernels(
             execution, q_net, self.target_net, self.optimizer, config, as_mlp
         )
+        self._compiled = None
+        if execution == "compiled":
+            self._compiled = CompiledGradient(self.td_loss, self.optimizer)
 
     @property
     def num_updates(self) -> int:
@@ -223,8 +227,10 @@ class DQNLearner:
 
     @property
     def execution(self) -> Execution:
-        """Where gradients are computed: `"kernel"` or `"eager"`."""
-        return "eager" if self._mlp is None else "kernel"
+        """Where gradients are computed: `"kernel"`, `"compiled"` or `"eager"`."""
+        if self._mlp is not None:
+            return "kernel"
+        return "eager" if self._compiled is None else "compiled"
 
     def greedy_actions(
         self, observations: Arrays, action_masks: NDArray[np.bool_] | None = None
@@ -283,10 +289,7 @@ class DQNLearner:
         """Gradient and step one after the other, each by the kernel or by torch."""
         seen = None if self._mlp is None else self._mlp.gradient(batch)
         if seen is None:
-            loss, *per_row = self.td_loss(batch)
-            self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            loss = loss.detach()
+            loss, *per_row = self._gradient(batch)
         else:
             loss = torch.tensor(seen[0])
         check_loss(loss, self.num_updates)
@@ -297,6 +300,16 @@ class DQNLearner:
             return UpdateMetrics(loss, *per_row, norm)  # type: ignore[call-arg]
         seen[4] = norm.item()
         return UpdateMetrics.of(seen)
+
+    def _gradient(self, batch: Transition) -> TDLoss:
+        """The loss, with its gradient in the parameters' `grad`, by torch."""
+        compiled = None if self._compiled is None else self._compiled(batch)
+        if compiled is not None:
+            return TDLoss(*compiled)
+        result = self.td_loss(batch)
+        self.optimizer.zero_grad()
+        result.loss.backward()  # type: ignore[no-untyped-call]
+        return result._replace(loss=result.loss.detach())
 
     def _step(self) -> torch.Tensor:
         norm = None if self._adam is None else self._adam.step()

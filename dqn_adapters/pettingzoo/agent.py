@@ -16,6 +16,7 @@ from dqn_adapters import checkpoint
 from dqn_adapters.agent import resolve_device
 from dqn_adapters.config import DQNConfig, checked_int
 from dqn_adapters.environments import Masks
+from dqn_adapters.execution import Execution
 from dqn_adapters.exploration import check_action_masks
 from dqn_adapters.finite import NonFiniteError
 from dqn_adapters.learner import UpdateMetrics
@@ -99,10 +100,12 @@ class MultiAgentDQN:
         seed: Decides everything that is random: networks, environment, actions, replay.
             None draws fresh entropy.
         device: `"auto"` is CUDA where there is one, else the CPU.
+        execution: How the learners compute; see `DQNLearner`. It is not saved.
 
     Raises:
         ValueError: a space is not supported, agents of a group have different ones, an agent is in
-            two groups or unknown, the device is, or the network does not fit the spaces.
+            two groups or unknown, the device or `execution` is, or the network does not fit the
+            spaces.
         TypeError: an argument is of another type.
     """
 
@@ -116,6 +119,7 @@ class MultiAgentDQN:
         network: Network | None = None,
         seed: int | None = None,
         device: torch.device | str = "auto",
+        execution: Execution = "auto",
     ) -> None:
         self._game = make_game(env)
         if self_play is not None and not isinstance(self_play, SelfPlay):
@@ -124,6 +128,7 @@ class MultiAgentDQN:
         self.self_play = self_play
         self._network = network
         self.device = resolve_device(device)
+        self._execution = execution
         self._seeds = np.random.SeedSequence(checked_int("seed", seed, low=0, none=True))
         self._env_generator = np.random.default_rng(self._seeds.spawn(1)[0])
         self.policies: dict[str, GroupPolicy] = {}
@@ -359,6 +364,7 @@ class MultiAgentDQN:
                 action_space,
                 seeds=seeds,
                 device=self.device,
+                execution=self._execution,
                 self_play=self.self_play,
                 network=self._network,
             )
@@ -469,6 +475,7 @@ class MultiAgentDQN:
         policy_groups: PolicyGroups | None = None,
         network: Network | None = None,
         device: torch.device | str = "auto",
+        execution: Execution = "auto",
     ) -> MultiAgentDQN:
         """Open what `save` wrote, over an environment with the same agents and spaces.
 
@@ -479,6 +486,7 @@ class MultiAgentDQN:
                 as lists are in the file.
             network: The function that made the networks, if there was one.
             device: As in the constructor.
+            execution: Likewise.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -504,6 +512,7 @@ class MultiAgentDQN:
             self_play=None if self_play is None else SelfPlay(**self_play),
             network=network,
             device=device,
+            execution=execution,
         )
         agent._load(path, state)
         return agent

@@ -20,6 +20,7 @@ from dqn_adapters.environments import (
     as_masks,
     check_action_space,
 )
+from dqn_adapters.execution import Execution
 from dqn_adapters.exploration import beta_schedule, epsilon_greedy, epsilon_schedule
 from dqn_adapters.finite import NonFiniteError
 from dqn_adapters.learner import DQNLearner, UpdateMetrics
@@ -110,6 +111,7 @@ class GroupPolicy:
         action_space: Of each of its agents.
         seeds: Decides its network, actions and replay.
         device: Where it computes.
+        execution: How its learner does; see `DQNLearner`.
         self_play: Against past versions of itself; None: not.
         network: Makes its network; None: a `QNetwork`. See `networks.make_q_net`.
 
@@ -127,6 +129,7 @@ class GroupPolicy:
         *,
         seeds: np.random.SeedSequence,
         device: torch.device,
+        execution: Execution = "auto",
         self_play: SelfPlay | None = None,
         network: Network | None = None,
     ) -> None:
@@ -147,7 +150,7 @@ class GroupPolicy:
         net_seed, act_seed, replay_seed = seeds.spawn(3)
         self._generator = np.random.default_rng(act_seed)
         q_net = make_q_net(network, self.observation_space, self.num_actions, config, net_seed)
-        self.learner = DQNLearner(q_net.to(device), config)
+        self.learner = DQNLearner(q_net.to(device), config, execution=execution)
         self.replay = ReplayBuffer.from_config(
             config,
             self.observation_space,
