@@ -86,7 +86,8 @@ def map_arrays(function: Callable[..., Any], arrays: Any, *others: Any) -> Any:
 def to_tensors(arrays: Arrays, device: torch.device | str = "cpu") -> Observations:
     """The arrays as tensors of their dtype, but float64 as float32, in which networks compute.
 
-    On the CPU a tensor shares the array's memory where no conversion is needed.
+    On the CPU a tensor shares the array's memory where no conversion is needed. To a GPU the copy
+    runs on while Python does, and is there before what is launched behind it.
     """
     tensors: Observations = map_arrays(lambda array: to_tensor(array, device), arrays)
     return tensors
@@ -96,4 +97,7 @@ def to_tensor(array: NDArray[Any], device: torch.device | str = "cpu") -> torch.
     """One array as a tensor; see `to_tensors`."""
     if array.dtype == np.float64:
         array = array.astype(np.float32)
-    return torch.from_numpy(array).to(device)
+    tensor = torch.from_numpy(array)
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

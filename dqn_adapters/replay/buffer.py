@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from dqn_adapters import checkpoint
 from dqn_adapters.config import DQNConfig, checked_float, checked_int
+from dqn_adapters.replay.device import DeviceStorage
 from dqn_adapters.replay.n_step import Indices, n_step_returns
 from dqn_adapters.replay.storage import (
     DenseStorage,
     FrameStorage,
+    Kind,
     Slots,
     Storage,
     check_shape,
@@ -26,6 +28,7 @@ from dqn_adapters.replay.storage import (
 from dqn_adapters.replay.sum_tree import SumTree, loops
 from dqn_adapters.transition import (
     EnvStep,
+    Observations,
     Transition,
     map_arrays,
     to_tensor,
@@ -73,7 +76,8 @@ class ReplayBuffer:
             uniformly.
         alpha: Prioritised: priorities are (|TD error| + 1e-6) ** alpha, alpha in [0, 1].
         beta: Prioritised: exponent of the importance weights, in [0, 1]; may be changed.
-        device: Where batches go.
+        device: Where batches go. On a GPU, a copy of the observations is kept there too if it has
+            twice as much memory free when the first batch is gathered.
     """
 
     def __init__(
@@ -118,14 +122,16 @@ class ReplayBuffer:
         self._tree = SumTree(capacity) if prioritized else None
         self._largest_priority = 1.0
         self._reused: tuple[Transition, Any] | None = None  # a batch, and its fields as arrays
+        # By device, the copy of the observations there; None where it does not fit.
+        self._copies: dict[torch.device, DeviceStorage | None] = {}
         self._added = 0
         self._last = np.full(num_envs, -1, np.int64)  # number of every environment's newest row
         self._envs = np.arange(num_envs)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without the reused batch, whose tensors and arrays would no
-        longer share memory in a copy."""
-        return {**self.__dict__, "_reused": None}
+        longer share memory in a copy, and what is made again when it is wanted."""
+        return {**self.__dict__, "_reused": None, "_copies": {}}
 
     @classmethod
     def from_config(
@@ -331,6 +337,7 @@ class ReplayBuffer:
         *,
         transform_rewards: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
         reuse: bool = False,
+        device: torch.device | str | None = None,
     ) -> Transition:
         """The transitions at the given slots, `(B,)`, with their importance weights if the buffer
         is prioritised: (len * P) ** -beta, divided by the largest of the batch.
@@ -340,7 +347,10 @@ class ReplayBuffer:
             transform_rewards: Applied to every reward before it is summed; a host's normaliser.
             reuse: The batch may be written into the memory of the last one that was gathered so,
                 which is cheaper; on the CPU it is the very same object.
+            device: Where the batch goes. None: to that of the buffer.
         """
+        device = torch.device(self.device if device is None else device)
+        reuse = reuse and device.type == "cpu"
         if reuse and transform_rewards is None:
             reused = self._gather_vectors(indices)
             if reused is not None:
@@ -378,17 +388,26 @@ class ReplayBuffer:
                 arrays.weights[...] = weights
             return batch
         batch = Transition(
-            observations=to_tensors(self._storage.gather(indices), self.device),
-            actions=to_tensor(actions[indices], self.device),
-            rewards=to_tensor(rewards, self.device),
-            discounts=to_tensor(discounts, self.device),
-            next_observations=to_tensors(self._storage.gather_next(last), self.device),
-            next_action_masks=None if next_masks is None else to_tensor(next_masks, self.device),
-            weights=None if weights is None else to_tensor(weights, self.device),
+            observations=self._observations(0, indices, device),
+            actions=to_tensor(actions[indices], device),
+            rewards=to_tensor(rewards, device),
+            discounts=to_tensor(discounts, device),
+            next_observations=self._observations(1, last, device),
+            next_action_masks=None if next_masks is None else to_tensor(next_masks, device),
+            weights=None if weights is None else to_tensor(weights, device),
         )
-        if reuse and batch.rewards.device.type == "cpu":
+        if reuse:
             self._reused = batch, Transition(*map(_as_arrays, batch))
         return batch
+
+    def _observations(self, kind: Kind, slots: Indices, device: torch.device) -> Observations:
+        if device.type != "cpu" and device not in self._copies:
+            self._copies[device] = DeviceStorage.where_it_fits(self._storage, device)
+        copy = self._copies.get(device)
+        if copy is not None:
+            return copy.gather(kind, slots, self._added)
+        gather = self._storage.gather_next if kind else self._storage.gather
+        return to_tensors(gather(slots), device)
 
     def _gather_vectors(self, indices: Indices) -> Transition | None:
         """Gather into the batch that is used again, by compiled code; None if that is not for
@@ -397,8 +416,6 @@ class ReplayBuffer:
         if compiled is None or rows is None or indices.dtype != np.int64 or indices.ndim != 1:
             return None
         if self._reused is None or len(self._reused[1].rewards) != len(indices):
-            if torch.device(self.device).type != "cpu":
-                return None
             size, features = len(indices), rows[0].shape[1]
             batch = Transition(
                 observations=torch.empty(size, features),
@@ -491,6 +508,7 @@ class ReplayBuffer:
         for name, array in arrays.items():
             array[:size] = stored[name]
         self._arrays = arrays
+        self._copies.clear()
         self._last[:] = state["last"]
         self._added = int(state["added"])
         self._largest_priority = float(state["largest_priority"])

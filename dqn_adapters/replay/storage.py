@@ -6,7 +6,7 @@ A storage keeps s and s' of every slot of the buffer's ring. `DenseStorage` keep
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from gymnasium import spaces
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from dqn_adapters.transition import Arrays, map_arrays
 
 Slots = slice | NDArray[np.int64]
+Kind = Literal[0, 1]
+"""Of an observation of a transition: s or s'."""
 
 
 class Storage(Protocol):
@@ -50,6 +52,18 @@ class Storage(Protocol):
 
     def gather_next(self, slots: NDArray[np.int64], out: Arrays | None = None) -> Arrays:
         """s' of the given slots, likewise."""
+
+    @property
+    def rings(self) -> dict[str, Arrays]:
+        """The rows that observations are made of, `(room, ...)` each, written one after the
+        other."""
+
+    def places(self, kind: Kind, slots: NDArray[np.int64]) -> tuple[str, NDArray[Any]]:
+        """Which ring the observations of the slots are in, and where: `(B,)`, or `(B, K)` for
+        stacks of K."""
+
+    def written(self, added: int) -> int:
+        """Rows that were ever written into a ring, when `added` were added to the buffer."""
 
     def check(self, observations: Arrays, count: int, name: str) -> None:
         """Raise `ValueError` unless these are `count` observations of the space."""
@@ -109,6 +123,16 @@ class DenseStorage:
 
     def gather_next(self, slots: NDArray[np.int64], out: Arrays | None = None) -> Arrays:
         return _take(self._arrays["next_observations"], slots, out)
+
+    @property
+    def rings(self) -> dict[str, Arrays]:
+        return self._arrays
+
+    def places(self, kind: Kind, slots: NDArray[np.int64]) -> tuple[str, NDArray[Any]]:
+        return ("observations", "next_observations")[kind], slots
+
+    def written(self, added: int) -> int:
+        return added
 
     def check(self, observations: Arrays, count: int, name: str) -> None:
         stored = self._arrays["observations"]
@@ -240,6 +264,16 @@ class FrameStorage:
 
     def gather_next(self, slots: NDArray[np.int64], out: Arrays | None = None) -> Arrays:
         return self._stacks(self._rows[1, slots], out)
+
+    @property
+    def rings(self) -> dict[str, Arrays]:
+        return {"frames": self._frames}
+
+    def places(self, kind: Kind, slots: NDArray[np.int64]) -> tuple[str, NDArray[Any]]:
+        return "frames", self._rows[kind, slots]
+
+    def written(self, added: int) -> int:
+        return self._added
 
     def _stacks(self, places: NDArray[np.int32], out: Arrays | None) -> Arrays:
         if out is not None:

@@ -116,9 +116,8 @@ class CoreReplayBuffer(ReplayBuffer):
             "alpha": alpha,
             "beta": beta,
         }
-        # Whether samples are what is stored, in shape and place; a VecNormalize may change them.
-        shaped = self.obs_shape == self.observation_space.shape
-        self._is_as_stored = shaped and self.device.type == "cpu"
+        # Whether samples are what is stored, in shape; a VecNormalize may change them.
+        self._is_as_stored = self.obs_shape == self.observation_space.shape
         self._none = np.zeros(n_envs, np.bool_)
         self.replay = self._make_replay(generator or np.random.default_rng())
 
@@ -254,8 +253,14 @@ class CoreReplayBuffer(ReplayBuffer):
         self, indices: Indices, env: VecNormalize | None, reuse: bool = False
     ) -> Transition:
         normalize = None if env is None else env.normalize_reward
-        batch = self.replay.gather(indices, transform_rewards=normalize, reuse=reuse)
-        if env is None and self._is_as_stored:
+        as_stored = env is None and self._is_as_stored
+        batch = self.replay.gather(
+            indices,
+            transform_rewards=normalize,
+            reuse=reuse,
+            device=self.device if as_stored else "cpu",
+        )
+        if as_stored:
             return batch
         return Transition(
             observations=self._observed(batch.observations, env),
