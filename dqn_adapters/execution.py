@@ -226,7 +226,8 @@ class MLPKernel:
             masks = np.ascontiguousarray(action_masks, np.bool_)
             if masks.shape != (shape[0], self._actions):
                 return None
-        actions: NDArray[np.int64] = self._kernel.greedy(self._sizes, layers, rows, masks)
+        actions = np.empty(shape[0], np.int64)
+        self._kernel.greedy(self._sizes, layers, rows, masks, actions)
         return actions
 
     def gradient(self, batch: Transition) -> NDArray[np.float32] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,6 +38,7 @@ from dqn_adapters.transition import (
 
 _NO_TREE = np.zeros((0, 1)), np.zeros(1, np.int64)
 _NO_WEIGHTS = np.zeros(0, np.float32)
+_NO_BITS: tuple[Any, tuple[int, int]] = (None, (0, 0))
 
 # Of the fields of a step that compiled code stores.
 _SHAPE, _DTYPE = operator.attrgetter("shape"), operator.attrgetter("dtype")
@@ -122,6 +124,7 @@ class ReplayBuffer:
         self._tree = SumTree(capacity) if prioritized else None
         self._largest_priority = 1.0
         self._reused: tuple[Transition, Any] | None = None  # a batch, and its fields as arrays
+        self._bits = _NO_BITS  # the generator's, and where they come from
         # By device, the copy of the observations there; None where it does not fit.
         self._copies: dict[torch.device, DeviceStorage | None] = {}
         self._added = 0
@@ -131,7 +134,7 @@ class ReplayBuffer:
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without the reused batch, whose tensors and arrays would no
         longer share memory in a copy, and what is made again when it is wanted."""
-        return {**self.__dict__, "_reused": None, "_copies": {}}
+        return {**self.__dict__, "_reused": None, "_bits": _NO_BITS, "_copies": {}}
 
     @classmethod
     def from_config(
@@ -320,16 +323,29 @@ class ReplayBuffer:
         oldest = self._oldest
         if self._added == oldest:
             raise ValueError("the replay buffer is empty: there is nothing to sample")
+        compiled, count = loops(), self._added - oldest
         if self._tree is None:
-            numbers = self.generator.integers(self._added - oldest, size=batch_size)
-            slots: Indices = (oldest + numbers) % self.capacity if oldest else numbers
-            return slots
-        uniform, compiled = self.generator.random(batch_size), loops()
+            if compiled is not None and count < 2**32:
+                slots = np.empty(batch_size, np.int64)
+                compiled.draw(*self._random_bits(), oldest, count, self.capacity, slots)
+                return slots
+            numbers = self.generator.integers(count, size=batch_size)
+            return (oldest + numbers) % self.capacity if oldest else numbers
+        uniform = self.generator.random(batch_size)
         if compiled is not None:
             drawn: Indices = compiled.draw_prioritized(self._tree.nodes, self._tree.starts, uniform)
             return drawn
         parts = (np.arange(batch_size) + uniform) / batch_size
         return self._tree.find(parts * self._tree.total)
+
+    def _random_bits(self) -> tuple[int, int]:
+        """Where compiled code finds the generator's bits: a function and what it is called with."""
+        bits = self.generator.bit_generator
+        if bits is not self._bits[0]:
+            interface: Any = bits.ctypes
+            function = ctypes.cast(interface.next_uint32, ctypes.c_void_p).value
+            self._bits = bits, (function or 0, interface.state_address)
+        return self._bits[1]
 
     def gather(
         self,

@@ -12,7 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 
@@ -91,6 +93,50 @@ def set_priorities(
         largest = max(largest, priority)
         set_value(nodes, starts, indices[i], priority)
     return -1, largest
+
+
+@intrinsic
+def _next_uint32(typing_context: Any, function: Any, state: Any) -> Any:
+    """The next 32 random bits of a bit generator of numpy: calls `uint32_t function(void *state)`,
+    both given by their addresses."""
+
+    def call(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        void = ir.IntType(8).as_pointer()
+        pointer = ir.FunctionType(ir.IntType(32), [void]).as_pointer()
+        return builder.call(builder.inttoptr(args[0], pointer), [builder.inttoptr(args[1], void)])
+
+    return types.uint32(types.int64, types.int64), call
+
+
+@njit(cache=True, inline="always")
+def _bits(function: int, state: int) -> Any:
+    return np.uint64(_next_uint32(function, state))  # type: ignore[call-arg]
+
+
+@njit(types.void(*[types.int64] * 5, types.int64[::1]), cache=True)
+def draw(function: int, state: int, oldest: int, count: int, capacity: int, slots: Any) -> None:
+    """Slots of uniformly drawn rows, into `slots` `(B,)`.
+
+    They are those of `Generator.integers(count)`, which takes ten times as long: the method of
+    Lemire (2019) on 32 bits.
+
+    Args:
+        function: Address of the bit generator's `next_uint32`.
+        state: Address of its state.
+        oldest: Number of the first row; row n lies in slot n % `capacity`.
+        count: Of the rows, in 1 .. 2**32 - 1.
+    """
+    span = np.uint64(count)
+    low = np.uint64(0xFFFFFFFF)
+    threshold = (np.uint64(1 << 32) - span) % span
+    for i in range(len(slots)):
+        number = np.uint64(0)
+        if count > 1:
+            product = _bits(function, state) * span
+            while (product & low) < threshold:
+                product = _bits(function, state) * span
+            number = product >> np.uint64(32)
+        slots[i] = (oldest + np.int64(number)) % capacity
 
 
 @njit(cache=True)

@@ -581,6 +581,33 @@ def test_compiled_loops_do_what_numpy_does(
     }
 
 
+@pytest.mark.parametrize("kind", ["PCG64", "MT19937", "Philox", "SFC64"])
+def test_draws_are_those_of_numpys_integers(kind: str) -> None:
+    """Bit for bit, and they leave the generator where those leave it."""
+    pytest.importorskip("numba")
+    ours, theirs = (np.random.Generator(getattr(np.random, kind)(3)) for _ in range(2))
+    replay = make(1)
+    for generator in (ours, theirs):
+        generator.integers(5, dtype=np.int32)  # half of 64 bits is left
+    for count in (1, 2, 3, 50_000, 2**31 + 5, 2**32 - 1, 2**32, 2**33):
+        replay.capacity, replay._added = 2**33, count
+        replay.generator = ours
+        for size in (0, 1, 33, 1000):
+            np.testing.assert_array_equal(replay.draw(size), theirs.integers(count, size=size))
+    assert str(ours.bit_generator.state) == str(theirs.bit_generator.state)
+
+    replay.generator = np.random.default_rng(7)
+    twins = copy.deepcopy(replay), pickle.loads(pickle.dumps(replay))
+    expected = replay.draw(5)
+    for twin in twins:
+        np.testing.assert_array_equal(twin.draw(5), expected)
+    replay.capacity, replay._added = 10, 26  # the oldest row is number 16, in slot 6
+    numbers = copy.deepcopy(replay.generator).integers(10, size=40)
+    np.testing.assert_array_equal(replay.draw(40), (numbers + 6) % 10)
+    with pytest.raises(ValueError, match="negative"):
+        replay.draw(-1)
+
+
 def test_what_the_compiled_loops_leave_to_numpy() -> None:
     """Layouts they have not seen, and mistakes, which get the same message."""
     replay = make(num_envs=2)
