@@ -67,6 +67,7 @@ def plain_layers(mlp: nn.Module | None) -> list[nn.Linear] | None:
 _FLOAT = torch.float32
 _ADDRESS = torch.Tensor.data_ptr
 _ADAM = operator.itemgetter("lr", "betas", "eps")
+_NOT_PLAIN_ADAM = "weight_decay", "amsgrad", "maximize", "differentiable", "capturable"
 _MOMENTS = tuple(map(operator.itemgetter, ("exp_avg", "exp_avg_sq", "step")))
 
 
@@ -417,11 +418,10 @@ def _is_plain_adam(optimizer: torch.optim.Optimizer) -> bool:
     groups = optimizer.param_groups
     if type(optimizer) is not torch.optim.Adam or len(groups) != 1:
         return False
-    off = ("weight_decay", "amsgrad", "maximize", "differentiable", "capturable")
     hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     step = optimizer.__dict__.get("step")  # a learning-rate scheduler wraps it, and nothing else
     wrapped = step is not None and not hasattr(step, "_wrapped_by_lr_sched")
-    return not (hooks or wrapped or any(groups[0].get(option) for option in off))
+    return not (hooks or wrapped or any(map(groups[0].get, _NOT_PLAIN_ADAM)))
 
 
 def watched(module: nn.Module) -> bool:
