@@ -364,12 +364,23 @@ def export(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Event files for TensorBoard in place of CSV.")
     ] = False,
+    wandb: Annotated[
+        str | None,
+        typer.Option(
+            "--wandb",
+            metavar="PROJECT",
+            help="Runs of a project of Weights & Biases in place of CSV.",
+        ),
+    ] = None,
     results: ResultsOption = RESULTS,
 ) -> None:
-    """Write curves as CSV, or for TensorBoard; of unfinished runs up to their last checkpoint."""
+    """Write curves as CSV, for TensorBoard or for Weights & Biases; of unfinished runs up to their
+    last checkpoint."""
     from dqn_adapters.benchmark import export as export_
     from dqn_adapters.benchmark.checkpoints import DamagedCheckpointError
 
+    if tensorboard and wandb is not None:
+        _fail("--tensorboard and --wandb exclude each other: give one of them")
     loaded = _load(suite)
     store = Store(results, loaded.name)
     folder = output or store.path / "export"
@@ -377,6 +388,9 @@ def export(
         found = export_.curves(loaded, store)
         if tensorboard:
             export_.write_tensorboard(found, folder)
+        elif wandb is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            export_.write_wandb(found, wandb, folder)
         else:
             export_.write_csv(found, folder)
     except (export_.ExportError, StoreError, DamagedCheckpointError, ImportError) as error:

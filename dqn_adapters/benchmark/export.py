@@ -1,4 +1,4 @@
-"""Curves for other programs: as CSV files, and for TensorBoard."""
+"""Curves for other programs: as CSV files, for TensorBoard, and for Weights & Biases."""
 
 from __future__ import annotations
 
@@ -149,12 +149,59 @@ def write_tensorboard(found: list[Curve], folder: Path) -> None:
     for curve, place in zip(found, places, strict=True):
         with SummaryWriter(str(place)) as writer:
             scalar: Any = writer.add_scalar
-            for point in curve.evaluations:
-                scalar("evaluation/return", sum(point.returns) / len(point.returns), point.timestep)
-                if point.values is not None:
-                    scalar("evaluation/overestimation", point.values.bias, point.timestep)
-            for episode in curve.episodes:
-                scalar("training/return", episode.episode_return, episode.timestep)
+            for name, value, timestep in _series(curve):
+                scalar(name, value, timestep)
+
+
+def write_wandb(found: list[Curve], project: str, folder: Path) -> None:
+    """Log the same to a project of Weights & Biases, a run per run, grouped by environment.
+
+    Whether that is online, and as whom, is for W&B's own variables to say (`WANDB_MODE=offline`
+    writes below `folder` only). A run's id is its name in the store, so it cannot come twice.
+
+    Raises:
+        ImportError: `wandb` is not installed.
+        ExportError: W&B refuses (nobody is logged in, or the project has the run).
+    """
+    require("wandb", extra="wandb")
+    import wandb
+
+    for curve in found:
+        run = curve.run
+        described = {
+            "environment": run.environment.title,
+            "system": run.title,
+            "seed": run.seed_index,
+            "finished": curve.finished,
+        }
+        try:
+            with wandb.init(
+                project=project,
+                dir=folder,
+                id=run.name,
+                resume="never",
+                name=_name(run),
+                group=run.environment.title,
+                job_type=run.title,
+                config={**described, **run.config.to_dict()},
+                settings=wandb.Settings(silent=True, console="off"),
+            ) as session:
+                session.define_metric("timestep", hidden=True)
+                session.define_metric("*", step_metric="timestep")
+                for name, value, timestep in sorted(_series(curve), key=lambda point: point[2]):
+                    session.log({"timestep": timestep, name: value})
+        except wandb.Error as error:
+            raise ExportError(f"Weights & Biases does not take {run.name}: {error}") from error
+
+
+def _series(curve: Curve) -> Iterator[tuple[str, float, int]]:
+    """Name, value and environment steps of every point."""
+    for point in curve.evaluations:
+        yield "evaluation/return", sum(point.returns) / len(point.returns), point.timestep
+        if point.values is not None:
+            yield "evaluation/overestimation", point.values.bias, point.timestep
+    for episode in curve.episodes:
+        yield "training/return", episode.episode_return, episode.timestep
 
 
 def _name(run: RunSpec) -> str:

@@ -2,6 +2,9 @@
 
 import csv
 import dataclasses
+import importlib.machinery
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,3 +177,90 @@ def test_two_systems_are_compared_seed_by_seed(write_suite: Write, tmp_path: Pat
     # 10, and ties one (0 against 3): 32.5 / 36.
     assert "0.90 [" in output
     assert "yes, p < 0.001" in output
+
+
+class FakeWandb(types.ModuleType):
+    """Keeps what it is told."""
+
+    class Error(Exception):
+        pass
+
+    class Session:
+        def __init__(self, **about: Any) -> None:
+            self.about, self.logged, self.metrics = about, [], {}
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def define_metric(self, name: str, **how: Any) -> None:
+            self.metrics[name] = how
+
+        def log(self, values: dict[str, Any]) -> None:
+            self.logged.append(values)
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+        self.sessions: list[Any] = []
+
+    def Settings(self, **options: Any) -> dict[str, Any]:
+        return options
+
+    def init(self, **about: Any) -> Any:
+        if about["id"] in [session.about["id"] for session in self.sessions]:
+            raise self.Error("the run is there")
+        self.sessions.append(self.Session(**about))
+        return self.sessions[-1]
+
+
+def test_curves_for_weights_and_biases(
+    write_suite: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_suite(["native-double"], seeds=2)
+    suite = load_suite(str(path))
+    store = Store(tmp_path, suite.name)
+    for run in suite.runs():
+        store.save(result(run, rising))
+    arguments = "export", path, "--results", tmp_path, "--wandb", "ours"
+    monkeypatch.setitem(sys.modules, "wandb", fake := FakeWandb())
+    assert invoke(*arguments)[0] == 0
+    assert [session.about["id"] for session in fake.sessions] == [run.name for run in suite.runs()]
+    first = fake.sessions[0]
+    assert (first.about["project"], first.about["resume"]) == ("ours", "never")
+    assert first.about["config"]["learning_rate"] == suite.config.learning_rate
+    assert first.metrics["*"] == {"step_metric": "timestep"}
+    assert first.logged == [
+        {"timestep": 0, "evaluation/return": 10.0},
+        {"timestep": 9, "training/return": 9.0},
+        {"timestep": 32, "evaluation/return": 42.0},
+        {"timestep": 64, "evaluation/return": 74.0},
+    ]
+    code, output = invoke(*arguments)
+    assert code == 2
+    assert "Weights & Biases does not take CartPole-v1_native-double_s000" in output
+    code, output = invoke(*arguments, "--tensorboard")
+    assert code == 2
+    assert "--tensorboard and --wandb exclude each other" in output
+    monkeypatch.delitem(sys.modules, "wandb")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    code, output = invoke(*arguments)
+    assert code == 2
+    assert "pip install 'dqn-adapters[wandb]'" in output
+
+
+def test_weights_and_biases_itself_takes_the_curves(
+    write_suite: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    path = write_suite(["native-double"], seeds=1)
+    suite = load_suite(str(path))
+    store = Store(tmp_path, suite.name)
+    store.save(result(suite.runs()[0], rising))
+    assert invoke("export", path, "--results", tmp_path, "--wandb", "ours")[0] == 0
+    written = [*(store.path / "export").rglob("*.wandb")]
+    assert len(written) == 1
+    assert written[0].stat().st_size > 0
