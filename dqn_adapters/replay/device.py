@@ -59,7 +59,6 @@ class DeviceStorage:
     """A copy of a `Storage` on a device."""
 
     def __init__(self, storage: Storage, device: torch.device) -> None:
-        self.device = device
         self._storage = storage
         self._copies = {name: DeviceCopy(ring, device) for name, ring in storage.rings.items()}
 
