@@ -173,6 +173,15 @@ class Overestimation:
 
 
 @dataclass(frozen=True)
+class BiasDifference:
+    """How much more one system overestimates than another, seed by seed."""
+
+    system: str
+    reference: str
+    bias: Estimate
+
+
+@dataclass(frozen=True)
 class Picture:
     """A figure: SVG text and what it says."""
 
@@ -225,6 +234,9 @@ class EnvironmentReport:
 
     overestimation: tuple[Overestimation, ...]
     """Empty: the suite does not ask for it."""
+
+    bias_differences: tuple[BiasDifference, ...]
+    """Of the pairs of `comparisons`."""
 
     bias_curves: tuple[Picture, ...]
     curves_by_family: tuple[Picture, ...]
@@ -558,6 +570,7 @@ def _environment(environment: SuiteEnvironment, results: Sequence[RunResult]) ->
             for system, reference in _variant_pairs(found)
         ),
         overestimation=tuple(overestimation(system) for system in measured),
+        bias_differences=tuple(_bias_differences(measured)),
         bias_curves=_bias_pictures(slug, environment, measured),
         curves_by_family=panels(_grouped(found), "family", variant_line, says),
         curves_by_variant=panels(by_variant, "variant", _library_line, says),
@@ -616,6 +629,22 @@ def overestimation(system: SystemResult) -> Overestimation:
         diverged=sum(any(each.diverged for each in checks) for checks in by_run),
         left_out=sum(len(run.evaluations) - 1 - len(value_checks(run)) for run in system.runs),
     )
+
+
+def _bias_differences(measured: Sequence[SystemResult]) -> Iterable[BiasDifference]:
+    biases = {
+        system.name: {
+            run.run.seed_index: float(np.mean([each.bias for each in checks]))
+            for run in system.runs
+            if (checks := value_checks(run))
+        }
+        for system in measured
+    }
+    for system, reference in _variant_pairs(measured):
+        ours, theirs = biases[system.name], biases[reference.name]
+        if set(ours) & set(theirs):
+            difference = estimate(paired_differences(ours, theirs))
+            yield BiasDifference(system.name, reference.name, difference)
 
 
 def bias_band(system: SystemResult) -> Band | None:
@@ -939,6 +968,8 @@ def _summary(
             yield text
         if text := _worse_than_untrained(each.systems):
             yield text
+        if each.overestimation:
+            yield _overestimated(each)
         fastest = max(each.systems, key=lambda system: system.steps_per_second.mean)
         text = (
             f"Fastest in training is {fastest.name} with "
@@ -976,6 +1007,16 @@ def _worse_than_untrained(found: Sequence[SystemResult]) -> str:
         f"{sum(worse.values())} of {runs} runs end no higher than they began, untrained: "
         f"{join_and(names)}."
     )
+
+
+def _overestimated(environment: EnvironmentReport) -> str:
+    off = [f"{each.system.name} {show_ratio(each.bias)}" for each in environment.overestimation]
+    text = f"The estimates are above what was then earned by (mean over states) {join_and(off)}"
+    differences = [
+        f"{each.system} minus {each.reference} is {show_ratio(each.bias)}"
+        for each in environment.bias_differences
+    ]
+    return text + (f"; seed by seed {join_and(differences)}." if differences else ".")
 
 
 def variant_line(system: SystemResult) -> figures.Line:

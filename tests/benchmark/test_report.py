@@ -348,10 +348,18 @@ def test_overestimation_is_told_if_the_suite_asks_for_it(
     assert (target.diverged, target.left_out) == (1, 0)
     assert double.bias.samples == (-1.0, -1.0)
     assert (double.diverged, double.left_out) == (0, 2)
+    (difference,) = report.environments[0].bias_differences
+    assert (difference.system, difference.reference) == ("native-double", "native-target")
+    assert difference.bias.samples == (-2.5, -3.0)
+    (told,) = (line for line in report.summary if "above what was then earned" in line)
+    told = told.replace("\N{MINUS SIGN}", "-")
+    assert "native-double -1.00 (-1.00 to -1.00)" in told
+    assert "seed by seed native-double minus native-target is -2.75 (-3.00 to -2.50)" in told
     page = write_report(suite, store, tmp_path / "out", asked_as="small")
     for text in (Page(page).text, page.with_suffix(".md").read_text()):
         assert "training has normal noise of standard deviation 0.5" in text
         assert "at most 5 %" in text
+        assert "Differences of the bias seed by seed" in text
     markdown = page.with_suffix(".md").read_text()
     assert "| native-target | 1.75 (1.50 to 2.00) | 0.09 (0.07 to 0.10) | 0.50" in markdown
     assert "cartpole-v1-bias-1.svg" in markdown
