@@ -985,14 +985,14 @@ def _variant_means(found: Sequence[SystemResult]) -> str:
         if not system.own:
             groups.setdefault(system.implementation, {})[system.variant] = system.area.mean
     complete = [group for group in groups.values() if set(group) == set(VARIANTS)]
-    if not complete:
+    if len(complete) < 2:  # the average of one is in the table
         return ""
     means = [
         f"{variant} {show_number(sum(group[variant] for group in complete) / len(complete))}"
         for variant in VARIANTS
     ]
     return (
-        f"Averaged over the {_count(len(complete), 'implementation')} with all three variants: "
+        f"Averaged over the {len(complete)} implementations with all three variants: "
         f"{join_and(means)}."
     )
 
