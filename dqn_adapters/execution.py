@@ -103,11 +103,9 @@ def make_kernels(
         reason = "the network has hooks"
     elif not installed:
         reason = "numba is not installed; it comes with: pip install 'dqn-adapters[fast]'"
-    if execution == "compiled":
-        reason = "torch.compile was asked for"
-    elif reason is not None:
-        if execution == "kernel":
-            raise ValueError(f"execution='kernel' cannot be used: {reason}")
+    if execution == "kernel" and reason is not None:
+        raise ValueError(f"execution='kernel' cannot be used: {reason}")
+    if execution == "auto" and reason is not None:
         log.info("DQN computes in torch, not in the compiled kernel: %s", reason)
     # Adam's step is worth it for any network on the CPU: torch's makes a dozen passes over memory.
     # But behind a bias that batch normalisation cancels the gradient is rounding alone, of which
@@ -115,7 +113,7 @@ def make_kernels(
     statistics = next(q_net.buffers(), None) is not None
     plain = installed and not statistics and all(map(_is_plain_tensor, parameters))
     adam = AdamKernel(parameters, optimizer, config) if plain else None
-    if reason is not None:
+    if execution == "compiled" or reason is not None:
         return None, adam
     assert layers is not None
     assert target_layers is not None

@@ -17,6 +17,7 @@ from dqn_adapters.benchmark.report import (
     Picture,
     SystemResult,
     bias_band,
+    bias_by_seed,
     bias_limits,
     distinct,
     join_and,
@@ -260,11 +261,7 @@ def _claim(number: int, claim: Claim, environments: Sequence[EnvironmentReport])
 def _values(system: SystemResult, metric: Metric) -> dict[int, float]:
     """By seed."""
     if metric == "bias":
-        return {
-            run.run.seed_index: float(np.mean([each.bias for each in checks]))
-            for run in system.runs
-            if (checks := value_checks(run))
-        }
+        return bias_by_seed(system)
     samples = system.area.samples if metric == "area" else system.final.samples
     return dict(zip(system.seeds, samples, strict=True))
 

@@ -389,7 +389,6 @@ def export(
         if tensorboard:
             export_.write_tensorboard(found, folder)
         elif wandb is not None:
-            folder.mkdir(parents=True, exist_ok=True)
             export_.write_wandb(found, wandb, folder)
         else:
             export_.write_csv(found, folder)

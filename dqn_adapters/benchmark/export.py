@@ -166,6 +166,7 @@ def write_wandb(found: list[Curve], project: str, folder: Path) -> None:
     require("wandb", extra="wandb")
     import wandb
 
+    folder.mkdir(parents=True, exist_ok=True)
     for curve in found:
         run = curve.run
         described = {

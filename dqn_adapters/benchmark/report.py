@@ -614,6 +614,15 @@ def value_checks(run: RunResult) -> list[ValueCheck]:
     return [each.values for each in run.evaluations[1:] if each.values is not None]
 
 
+def bias_by_seed(system: SystemResult) -> dict[int, float]:
+    """Mean over evaluations and states of estimate - return, of every run that has any."""
+    return {
+        run.run.seed_index: float(np.mean([each.bias for each in checks]))
+        for run in system.runs
+        if (checks := value_checks(run))
+    }
+
+
 def overestimation(system: SystemResult) -> Overestimation:
     by_run = [checks for run in system.runs if (checks := value_checks(run))]
 
@@ -632,16 +641,8 @@ def overestimation(system: SystemResult) -> Overestimation:
 
 
 def _bias_differences(measured: Sequence[SystemResult]) -> Iterable[BiasDifference]:
-    biases = {
-        system.name: {
-            run.run.seed_index: float(np.mean([each.bias for each in checks]))
-            for run in system.runs
-            if (checks := value_checks(run))
-        }
-        for system in measured
-    }
     for system, reference in _variant_pairs(measured):
-        ours, theirs = biases[system.name], biases[reference.name]
+        ours, theirs = bias_by_seed(system), bias_by_seed(reference)
         if set(ours) & set(theirs):
             difference = estimate(paired_differences(ours, theirs))
             yield BiasDifference(system.name, reference.name, difference)

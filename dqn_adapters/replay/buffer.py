@@ -393,8 +393,8 @@ class ReplayBuffer:
         next_masks = None if masks is None else masks[last]
         if reuse and self._reused is not None and len(self._reused[1].rewards) == len(indices):
             batch, arrays = self._reused
-            self._storage.gather(indices, out=arrays.observations)
-            self._storage.gather_next(last, out=arrays.next_observations)
+            self._storage.gather(0, indices, out=arrays.observations)
+            self._storage.gather(1, last, out=arrays.next_observations)
             np.take(actions, indices, out=arrays.actions, mode="clip")
             arrays.rewards[...] = rewards
             arrays.discounts[...] = discounts
@@ -422,8 +422,7 @@ class ReplayBuffer:
         copy = self._copies.get(device)
         if copy is not None:
             return copy.gather(kind, slots, self._added)
-        gather = self._storage.gather_next if kind else self._storage.gather
-        return to_tensors(gather(slots), device)
+        return to_tensors(self._storage.gather(kind, slots), device)
 
     def _gather_vectors(self, indices: Indices) -> Transition | None:
         """Gather into the batch that is used again, by compiled code; None if that is not for

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from dqn_adapters.replay.storage import Kind, Storage
+from dqn_adapters.replay.storage import Kind, Storage, rings_nbytes
 from dqn_adapters.transition import Arrays, Observations, map_arrays, to_tensor
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class DeviceStorage:
     @classmethod
     def where_it_fits(cls, storage: Storage, device: torch.device) -> DeviceStorage | None:
         """The copy, if the device has twice as much memory free; the log says which."""
-        needed, free = _nbytes(storage), free_memory(device)
+        needed, free = rings_nbytes(storage.rings), free_memory(device)
         fits = 2 * needed <= free
         log.info(
             "Replay: %.1f GB of observations %s, which has %.1f GB free",
@@ -94,11 +94,3 @@ class DeviceStorage:
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on a device; 0 for one that has no memory of its own, or does not say."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-
-
-def _nbytes(storage: Storage) -> int:
-    rings = storage.rings.values()
-    arrays = (
-        array for ring in rings for array in (ring.values() if isinstance(ring, dict) else [ring])
-    )
-    return sum(array.nbytes for array in arrays)

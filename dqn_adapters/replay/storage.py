@@ -6,6 +6,7 @@ A storage keeps s and s' of every slot of the buffer's ring. `DenseStorage` keep
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -47,11 +48,8 @@ class Storage(Protocol):
     def reserve(self, num_streams: int) -> None:
         """Make room for rows of so many streams, more than there were."""
 
-    def gather(self, slots: NDArray[np.int64], out: Arrays | None = None) -> Arrays:
-        """s of the given slots, in `out` if it is given."""
-
-    def gather_next(self, slots: NDArray[np.int64], out: Arrays | None = None) -> Arrays:
-        """s' of the given slots, likewise."""
+    def gather(self, kind: Kind, slots: NDArray[np.int64], out: Arrays | None = None) -> Arrays:
+        """s or s' of the given slots, in `out` if it is given."""
 
     @property
     def rings(self) -> dict[str, Arrays]:
@@ -87,12 +85,7 @@ class DenseStorage:
 
     @property
     def nbytes(self) -> int:
-        leaves = (
-            array
-            for arrays in self._arrays.values()
-            for array in (arrays.values() if isinstance(arrays, dict) else [arrays])
-        )
-        return sum(array.nbytes for array in leaves)
+        return rings_nbytes(self.rings)
 
     def add(
         self,
@@ -118,11 +111,9 @@ class DenseStorage:
     def reserve(self, num_streams: int) -> None:
         pass  # whole observations need nothing of their stream
 
-    def gather(self, slots: NDArray[np.int64], out: Arrays | None = None) -> Arrays:
-        return _take(self._arrays["observations"], slots, out)
-
-    def gather_next(self, slots: NDArray[np.int64], out: Arrays | None = None) -> Arrays:
-        return _take(self._arrays["next_observations"], slots, out)
+    def gather(self, kind: Kind, slots: NDArray[np.int64], out: Arrays | None = None) -> Arrays:
+        name, slots = self.places(kind, slots)
+        return _take(self._arrays[name], slots, out)
 
     @property
     def rings(self) -> dict[str, Arrays]:
@@ -259,11 +250,8 @@ class FrameStorage:
         more = np.full((num_streams - len(self._tails), self._rows.shape[2]), -1, np.int64)
         self._tails = np.concatenate([self._tails, more])
 
-    def gather(self, slots: NDArray[np.int64], out: Arrays | None = None) -> Arrays:
-        return self._stacks(self._rows[0, slots], out)
-
-    def gather_next(self, slots: NDArray[np.int64], out: Arrays | None = None) -> Arrays:
-        return self._stacks(self._rows[1, slots], out)
+    def gather(self, kind: Kind, slots: NDArray[np.int64], out: Arrays | None = None) -> Arrays:
+        return self._stacks(self._rows[kind, slots], out)
 
     @property
     def rings(self) -> dict[str, Arrays]:
@@ -324,6 +312,16 @@ def _take(arrays: Arrays, slots: NDArray[Any], out: Arrays | None) -> Arrays:
 
     taken: Arrays = map_arrays(take, arrays) if out is None else map_arrays(take, arrays, out)
     return taken
+
+
+def rings_nbytes(rings: Mapping[str, Arrays]) -> int:
+    """Bytes of the arrays of all rings, filled or not."""
+    leaves = (
+        array
+        for arrays in rings.values()
+        for array in (arrays.values() if isinstance(arrays, dict) else [arrays])
+    )
+    return sum(array.nbytes for array in leaves)
 
 
 def check_shape(name: str, array: Any, shape: tuple[int, ...]) -> None:
