@@ -23,8 +23,7 @@ from dqn_adapters.benchmark.report import (
     join_and,
     overestimation,
     score_limits,
-    show_bounds,
-    show_number,
+    show_difference,
     show_ratio,
     value_checks,
     variant_line,
@@ -66,14 +65,14 @@ _WORDS: Mapping[Metric, _Words] = {
         "the area",
         "difference of the area, greedy return",
         *_SCORE,
-        lambda value: f"{signed(value.mean)} {show_bounds(value)}".rstrip(),
+        show_difference,
     ),
     "final": _Words(
         "final score",
         "the final score",
         "difference of the final score, greedy return",
         *_SCORE,
-        lambda value: f"{signed(value.mean)} {show_bounds(value)}".rstrip(),
+        show_difference,
     ),
     "bias": _Words(
         "overestimation",
@@ -213,12 +212,6 @@ def example(runs: int = 1000, oracle_runs: int = 400) -> ExampleReport:
         ),
         tuple(rows),
     )
-
-
-def signed(value: float) -> str:
-    """`+12.3`, or a true minus sign."""
-    text = show_number(value)
-    return text if value < 0 else f"+{text}"
 
 
 def _claim(number: int, claim: Claim, environments: Sequence[EnvironmentReport]) -> ClaimReport:

@@ -305,10 +305,11 @@ class Missing:
 
 @dataclass(frozen=True)
 class NotRun:
-    """Runs of one system that were never begun, or not finished."""
+    """Runs that were never begun, or not finished: every one of the systems with every one of the
+    seeds in every one of the environments."""
 
-    environment: str
-    system: str
+    systems: tuple[str, ...]
+    environments: tuple[str, ...]
     seeds: tuple[int, ...]
 
 
@@ -357,13 +358,18 @@ class Report:
 
     @property
     def not_run(self) -> list[NotRun]:
-        """The missing runs that did not fail, by environment and system."""
+        """The missing runs that did not fail, in as few lines as say which they are."""
+        absent = [each.run for each in self.missing if each.failure is None]
         seeds: dict[tuple[str, str], list[int]] = {}
-        for each in self.missing:
-            if each.failure is None:
-                key = each.run.environment.title, each.run.title
-                seeds.setdefault(key, []).append(each.run.seed_index)
-        return [NotRun(*key, tuple(sorted(found))) for key, found in seeds.items()]
+        for run in absent:
+            seeds.setdefault((run.title, run.environment.title), []).append(run.seed_index)
+        environments: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+        for (system, environment), found in seeds.items():
+            environments.setdefault((system, tuple(sorted(found))), []).append(environment)
+        names: dict[tuple[tuple[str, ...], tuple[int, ...]], list[str]] = {}
+        for (system, indices), where in environments.items():
+            names.setdefault((tuple(where), indices), []).append(system)
+        return [NotRun(tuple(found), *key) for key, found in names.items()]
 
     @property
     def pictures(self) -> list[Picture]:
@@ -446,15 +452,16 @@ def collect(suite: Suite, store: Store, *, asked_as: str) -> Report:
         for system in environment.systems
     }
     present = {_implementation(result.run.system) for result in used}
+    across = _across(environments)
     counts = [len(system.runs) for each in environments for system in each.systems]
     return Report(
         suite=suite,
         environments=environments,
-        across=_across(environments),
+        across=across,
         # Where there are claims, the verdicts follow.
         summary=tuple(
             islice(
-                _summary(suite, environments, len(used), len(missing)),
+                _summary(suite, environments, across, len(used), len(missing)),
                 1 if suite.claims else None,
             )
         ),
@@ -919,7 +926,11 @@ def _profile(scores: Sequence[Sequence[float]], grid: NDArray[np.float64]) -> Ba
 
 
 def _summary(
-    suite: Suite, environments: Sequence[EnvironmentReport], finished: int, missing: int
+    suite: Suite,
+    environments: Sequence[EnvironmentReport],
+    across: AcrossReport | None,
+    finished: int,
+    missing: int,
 ) -> Iterable[str]:
     names = {system.name for each in environments for system in each.systems}
     counts = sorted({len(system.runs) for each in environments for system in each.systems})
@@ -952,32 +963,101 @@ def _summary(
             "(BCa bootstrap), of each system by itself. Overlapping intervals do not prove "
             "equality."
         )
+    if across is not None:
+        yield _taken_together(across)
+    yield from _verdicts(environments)
     for each in environments:
-        ranked = sorted(each.systems, key=lambda system: system.area.mean)
-        lowest, highest = ranked[0], ranked[-1]
-        start = {round(run.scores[0], 9) for system in each.systems for run in system.runs}
-        text = f"On {each.id} the mean greedy return over the training is "
-        if lowest is highest:
-            text += f"{show_estimate(highest.area)} for {highest.name}"
-        else:
-            text += (
-                f"highest for {highest.name}, {show_estimate(highest.area)}, and lowest for "
-                f"{lowest.name}, {show_estimate(lowest.area)}"
-            )
-        yield f"{text}. Untrained networks score {_span(start)}."
-        if text := _variant_means(each.systems):
-            yield text
-        if text := _worse_than_untrained(each.systems):
-            yield text
-        if each.overestimation:
-            yield _overestimated(each)
-        fastest = max(each.systems, key=lambda system: system.steps_per_second.mean)
-        text = (
-            f"Fastest in training is {fastest.name} with "
-            f"{fastest.steps_per_second.mean:,.0f} environment steps per second"
+        yield " ".join(_on_one(each))
+
+
+def _taken_together(across: AcrossReport) -> str:
+    ranked = sorted(across.rows, key=lambda row: row.iqm.value)
+    best, worst = ranked[-1], ranked[0]
+    text = (
+        f"Over {len(across.environments)} environments together, where 0 and 1 are the ends of a "
+        "range that the suite states for each, the interquartile mean of the area under the curve "
+        f"is highest for {best.system.name}, {show_aggregate(best.iqm)}"
+    )
+    if best is not worst:
+        text += f", and lowest for {worst.system.name}, {show_aggregate(worst.iqm)}"
+    return f"{text}."
+
+
+def _verdicts(environments: Sequence[EnvironmentReport]) -> Iterable[str]:
+    """What the paired differences decide; the numbers are in their tables."""
+    groups: dict[str, list[tuple[str, Difference]]] = {}
+    for environment in environments:
+        members = {system.name: system for system in environment.systems}
+        for each in environment.comparisons:
+            if each.area.kind == "interval":
+                system, reference = members[each.system], members[each.reference]
+                names = (
+                    f"{system.name} against {reference.name}"
+                    if system.own
+                    else f"The {system.variant} variant against the {reference.variant} variant"
+                )
+                groups.setdefault(names, []).append((environment.id, each))
+    for names, found in groups.items():
+        yield _verdict(names, found)
+    hosts = [
+        (environment.id, each)
+        for environment in environments
+        for each in environment.differences
+        if each.area.kind == "interval"
+    ]
+    if not hosts:
+        return
+    text = _verdict("Adapters against their hosts' own DQN", hosts)
+    if tested := [each.equivalence for _, each in hosts if each.equivalence is not None]:
+        same = sum(each.equivalent for each in tested)
+        text += f" Equivalence within the margin of the suite is shown in {same} of {len(tested)}."
+    yield text
+
+
+def _verdict(names: str, found: Sequence[tuple[str, Difference]]) -> str:
+    """Of paired differences whose intervals are known."""
+
+    def told(chosen: Sequence[tuple[str, Difference]]) -> str:
+        which = [
+            f"{each.system} on {environment} {show_difference(each.area)}"
+            for environment, each in chosen
+        ]
+        return f"in {len(which)} ({join_and(which)})" if which else "in none"
+
+    more = [pair for pair in found if pair[1].area.low > 0]
+    less = [pair for pair in found if pair[1].area.high < 0]
+    return (
+        f"{names}, the area under the curve seed by seed, {_count(len(found), 'comparison')}: more "
+        f"{told(more)}, less {told(less)}, no difference shown in "
+        f"{len(found) - len(more) - len(less) or 'none'}."
+    )
+
+
+def _on_one(environment: EnvironmentReport) -> Iterable[str]:
+    ranked = sorted(environment.systems, key=lambda system: system.area.mean)
+    lowest, highest = ranked[0], ranked[-1]
+    start = {round(run.scores[0], 9) for system in environment.systems for run in system.runs}
+    text = f"On {environment.id} the mean greedy return over the training is "
+    if lowest is highest:
+        text += f"{show_estimate(highest.area)} for {highest.name}"
+    else:
+        text += (
+            f"highest for {highest.name}, {show_estimate(highest.area)}, and lowest for "
+            f"{lowest.name}, {show_estimate(lowest.area)}"
         )
-        ratios = [f"{item.system} is {item.speed:.2f} times" for item in each.differences]
-        yield text + (f". {join_and(ratios)} as fast as the host's own DQN." if ratios else ".")
+    yield f"{text}. Untrained networks score {_span(start)}."
+    if text := _variant_means(environment.systems):
+        yield text
+    yield _worse_than_untrained(environment.systems)
+    if environment.overestimation:
+        yield _overestimated(environment)
+    fastest = max(environment.systems, key=lambda system: system.steps_per_second.mean)
+    text = (
+        f"Fastest in training is {fastest.name} with "
+        f"{fastest.steps_per_second.mean:,.0f} environment steps per second"
+    )
+    ratios = [f"{item.system} is {item.speed:.2f} times" for item in environment.differences]
+    yield text + (f"; {join_and(ratios)} as fast as the host's own DQN." if ratios else ".")
 
 
 def _variant_means(found: Sequence[SystemResult]) -> str:
@@ -1012,7 +1092,7 @@ def _worse_than_untrained(found: Sequence[SystemResult]) -> str:
 
 def _overestimated(environment: EnvironmentReport) -> str:
     off = [f"{each.system.name} {show_ratio(each.bias)}" for each in environment.overestimation]
-    text = f"The estimates are above what was then earned by (mean over states) {join_and(off)}"
+    text = f"Estimates minus what was then earned are, in the mean over states, {join_and(off)}"
     differences = [
         f"{each.system} minus {each.reference} is {show_ratio(each.bias)}"
         for each in environment.bias_differences
@@ -1166,6 +1246,11 @@ def show_estimate(value: Estimate) -> str:
     return f"{show_number(value.mean)} {show_bounds(value)}".rstrip()
 
 
+def show_difference(value: Estimate) -> str:
+    """As `show_estimate`, with a sign also where it is a plus."""
+    return show_estimate(value) if value.mean < 0 else f"+{show_estimate(value)}"
+
+
 def show_bounds(value: Estimate) -> str:
     if value.n == 1:
         return ""
@@ -1181,7 +1266,7 @@ def show_aggregate(value: Aggregate) -> str:
 
 
 def show_ratio(value: Estimate) -> str:
-    """As `show_estimate`, with two decimals."""
+    """As `show_estimate`, with two decimals where there are no thousands."""
     return f"{_two_decimals(value.mean)} {_ratio_bounds(value)}".rstrip()
 
 
@@ -1193,7 +1278,8 @@ def _ratio_bounds(value: Estimate) -> str:
 
 
 def _two_decimals(value: float) -> str:
-    return f"{value:,.2f}".replace("-", "\N{MINUS SIGN}")
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.2f}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def show_equivalence(difference: Difference) -> str:
@@ -1237,7 +1323,12 @@ def _count(count: int, noun: str, plural: str = "") -> str:
 
 
 def join_and(items: Sequence[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+    """`a, b and c`; with semicolons if there are commas in what is joined."""
+    if len(items) < 3:
+        return " and ".join(items)
+    if any("," in item for item in items):
+        return f"{'; '.join(items[:-1])}; and {items[-1]}"
+    return f"{', '.join(items[:-1])} and {items[-1]}"
 
 
 def _slug(spec: EnvironmentSpec) -> str:

@@ -12,7 +12,7 @@ from benchmark.conftest import suite_text
 
 from dqn_adapters.benchmark import Evaluation, RunSpec, Suite, figures, load_suite
 from dqn_adapters.benchmark.recorder import Episode, ValueCheck
-from dqn_adapters.benchmark.report import ReportError, collect, score_limits, write_report
+from dqn_adapters.benchmark.report import NotRun, ReportError, collect, score_limits, write_report
 from dqn_adapters.benchmark.store import Failure, RunResult, Store, Timing
 from dqn_adapters.benchmark.systems import SYSTEMS
 
@@ -235,6 +235,46 @@ def test_variants_are_compared_seed_by_seed(make_suite: Make, store: Store) -> N
     assert difference.equivalence is None  # no margin, and too few seeds
 
 
+def test_the_summary_says_what_the_paired_differences_decide(
+    make_suite: Make, store: Store
+) -> None:
+    suite = make_suite(
+        ["native-vanilla", "native-target", "native-double", "sb3-target", "sb3-reference"],
+        seeds=5,
+        environment_extra="margin = 30",
+    )
+    extra = {
+        "native-double": (4.0, 5.0, 6.0, 7.0, 8.0),
+        "native-vanilla": (-2.0, 2.0, -1.0, 1.0, 0.0),
+        "sb3-reference": (20.0, 20.0, 21.0, 19.0, 20.0),
+    }
+
+    def score(run: RunSpec, step: int) -> float:
+        return rising(run, step) + extra.get(run.system, (0.0,) * 5)[run.seed_index]
+
+    fill(suite, store, score)
+    double = next(
+        line
+        for line in collect(suite, store, asked_as="small").summary
+        if line.startswith("The double variant against the target variant")
+    )
+    assert "1 comparison: more in 1 (native-double on CartPole-v1 +6.0 [" in double
+    assert double.endswith("less in none, no difference shown in none.")
+    summary = "\n".join(collect(suite, store, asked_as="small").summary)
+    assert "1 comparison: more in none, less in none, no difference shown in 1." in summary
+    hosts = (
+        "less in 1 (sb3-target on CartPole-v1 \N{MINUS SIGN}20.0 [\N{MINUS SIGN}20.6, "
+        "\N{MINUS SIGN}19.4]), no difference shown in none. Equivalence within the margin of the "
+        "suite is shown in 1 of 1."
+    )
+    assert hosts in summary
+
+    few = suite.replace_seeds(4)  # decide nothing
+    other = Store(store.path.parent / "few", "small")
+    fill(few, other, score)
+    assert "comparison" not in "\n".join(collect(few, other, asked_as="small").summary)
+
+
 def test_equivalence_is_tested_with_the_margin_of_the_suite(
     make_suite: Make, store: Store, tmp_path: Path
 ) -> None:
@@ -351,7 +391,7 @@ def test_overestimation_is_told_if_the_suite_asks_for_it(
     (difference,) = report.environments[0].bias_differences
     assert (difference.system, difference.reference) == ("native-double", "native-target")
     assert difference.bias.samples == (-2.5, -3.0)
-    (told,) = (line for line in report.summary if "above what was then earned" in line)
+    (told,) = (line for line in report.summary if "minus what was then earned" in line)
     told = told.replace("\N{MINUS SIGN}", "-")
     assert "native-double -1.00 (-1.00 to -1.00)" in told
     assert "seed by seed native-double minus native-target is -2.75 (-3.00 to -2.50)" in told
@@ -404,6 +444,28 @@ def test_runs_that_did_not_learn_are_named(make_suite: Make, store: Store) -> No
     fill(suite, store, lambda run, step: 9.0 if run.config.variant == "vanilla" else 9.0 + step)
     summary = " ".join(collect(suite, store, asked_as="small").summary)
     assert "2 of 4 runs end no higher than they began, untrained: native-vanilla (2" in summary
+
+
+def test_what_was_not_run_is_said_in_as_few_lines_as_say_it(
+    make_suite: Make, store: Store, tmp_path: Path
+) -> None:
+    another = '\n[[environments]]\nid = "Acrobot-v1"'
+    suite = make_suite(
+        ["native-double", "native-target", "sb3-target"], seeds=3, environment_extra=another
+    )
+    for run in suite.runs():
+        if run.system == "native-double" and run.seed_index == 0:
+            store.save(result(run, rising))
+    report = collect(suite, store, asked_as="small")
+    both = ("CartPole-v1", "Acrobot-v1")
+    assert report.not_run == [
+        NotRun(("sb3-target", "native-target"), both, (0, 1, 2)),
+        NotRun(("native-double",), both, (1, 2)),
+    ]
+    line = "sb3-target, native-target on CartPole-v1, Acrobot-v1, seeds 0 to 2: not run"
+    page = write_report(suite, store, tmp_path / "out", asked_as="small")
+    assert line in Page(page).text
+    assert line in page.with_suffix(".md").read_text()
 
 
 def test_a_busy_machine_is_told(make_suite: Make, store: Store, tmp_path: Path) -> None:
