@@ -63,7 +63,7 @@ def _curves(suite: Suite, store: Store) -> Iterator[Curve]:
     for run in (*runs, *_more(suite, store, {run.name for run in runs})):
         if store.has(run):
             result = store.load(run.name)
-            yield Curve(result.run, result.evaluations, result.episodes, True)
+            yield Curve(run, result.evaluations, result.episodes, True)
         elif (known := store.unfinished(run)) is not None:
             yield Curve(run, *known, False)
 
@@ -74,8 +74,8 @@ def _more(suite: Suite, store: Store, known: Collection[str]) -> Iterator[RunSpe
         if name not in known:
             with contextlib.suppress(ForeignRunError):
                 run = store.spec(name)
-                if run.protocol in protocols:
-                    yield run
+                if (environment := protocols.get(run.protocol)) is not None:
+                    yield dataclasses.replace(run, environment=environment.spec)
 
 
 def write_csv(found: list[Curve], folder: Path) -> list[Path]:

@@ -422,8 +422,8 @@ def reports(suite: Suite, results: Sequence[RunResult], folder: Path) -> tuple[G
     """
     found = []
     order = {system.name: number for number, system in enumerate(suite.systems)}
-    for environment in suite.environments:
-        own = [each for each in results if each.run.environment.title == environment.spec.title]
+    for protocol, environment in suite.protocols.items():
+        own = [each for each in results if each.run.protocol == protocol]
         own.sort(key=lambda each: order.get(each.run.title, len(order)))
         notes: dict[str, list[Mapping[str, Any]]] = {}
         files: dict[str, dict[int, Path]] = {}

@@ -28,8 +28,8 @@ class EnvironmentSpec:
     max_episode_steps: int | None = None
     """Time limit in steps. None: the registered one."""
 
-    label: str = ""
-    """What it is called in names and tables; empty: its id. Decides nothing."""
+    label: str = field(default="", compare=False)
+    """What it is called in tables; empty: its id. Decides nothing."""
 
     reward_noise: float = 0.0
     """Standard deviation of normal noise on the rewards of training; evaluation has none."""
@@ -198,7 +198,9 @@ class RunSpec:
     @property
     def name(self) -> str:
         """Readable and unique; the name of the run's directory."""
-        label = f"{self.environment.title}_{self.title}_s{self.seed_index:03d}"
+        # Not the label of the environment: with another one the run is still the same.
+        environment = self.environment.id.rpartition(":")[2]
+        label = f"{environment}_{self.title}_s{self.seed_index:03d}"
         return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', label)}_{self.identity}"
 
 

@@ -344,6 +344,13 @@ def _parse(values: dict[str, Any], path: Path, source: Source) -> Suite:
     titles = [environment.spec.title for environment in environments]
     for repeated in {name for name in titles if titles.count(name) > 1}:
         raise SuiteError(f"{path}: environments names {repeated!r} twice; give them labels")
+    distinct = {id(each) for each in suite.protocols.values()}
+    for environment in environments:
+        if id(environment) not in distinct:
+            raise SuiteError(
+                f"{path}: environments has {environment.spec.title!r} under another label as well, "
+                "with the same settings: these would be the same runs"
+            )
     _check_systems(suite, top.at("systems"))
     return suite
 

@@ -16,6 +16,7 @@ from benchmark.test_report import result, rising
 from dqn_adapters.benchmark import Suite, load_suite
 from dqn_adapters.benchmark.export import curves, write_csv
 from dqn_adapters.benchmark.recorder import ValueCheck
+from dqn_adapters.benchmark.report import collect
 from dqn_adapters.benchmark.store import Store
 
 Write = Callable[..., Path]
@@ -74,6 +75,23 @@ def test_curves_as_csv(write_suite: Write, tmp_path: Path) -> None:
     assert [(row["timestep"], row["return"]) for row in episodes] == [("9", "9.0")] * 4
     assert not list(folder.glob(".*"))
     assert not (folder / "values.csv").exists()
+
+
+def test_another_label_is_another_word_and_not_another_run(
+    write_suite: Write, tmp_path: Path
+) -> None:
+    path = write_suite(["native-target"], seeds=1)
+    store_runs(path, tmp_path)
+    path.write_text(path.read_text().replace('id = "CartPole', 'label = "Pole"\nid = "CartPole'))
+    code, output = invoke("run", path, "--results", tmp_path)
+    assert (code, "1 finished before" in output) == (0, True)
+    suite = load_suite(str(path))
+    store = Store(tmp_path, suite.name)
+    report = collect(suite, store, asked_as="small")
+    assert not report.missing
+    assert [each.id for each in report.environments] == ["Pole"]
+    write_csv(curves(suite, store), tmp_path)
+    assert {row["environment"] for row in rows(tmp_path / "evaluations.csv")} == {"Pole"}
 
 
 def test_estimates_as_csv(write_suite: Write, tmp_path: Path) -> None:

@@ -75,9 +75,11 @@ def test_labels_and_what_was_levelled_survive_json_and_decide_nothing() -> None:
         label="mine",
         levelled={"learning_rate": 1e-4},
     )
-    assert RunSpec.from_dict(json.loads(json.dumps(labelled.to_dict()))) == labelled
+    again = RunSpec.from_dict(json.loads(json.dumps(labelled.to_dict())))
+    assert again == labelled
+    assert again.environment.title == "Pole"
     assert labelled.identity == RUN.identity
-    assert labelled.name == f"Pole_mine_s003_{RUN.identity}"
+    assert labelled.name == f"CartPole-v1_mine_s003_{RUN.identity}"
     assert RUN.title == "native-double"
 
 
@@ -114,6 +116,8 @@ def test_the_name_can_be_read_and_is_a_file_name() -> None:
     assert RUN.name == f"CartPole-v1_native-double_s003_{RUN.identity}"
     odd = dataclasses.replace(RUN, system="my.package:train", environment=EnvironmentSpec("A/B-v1"))
     assert odd.name == f"A-B-v1_my.package-train_s003_{odd.identity}"
+    imported = dataclasses.replace(RUN, environment=EnvironmentSpec("my.module:My/Env-v0"))
+    assert imported.name == f"My-Env-v0_native-double_s003_{imported.identity}"
 
 
 def test_a_new_field_with_its_default_leaves_results_valid(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,6 +130,10 @@ def test_environments_have_labels_where_ids_repeat(write_suite: Write) -> None:
     path.write_text(text.replace("[config]", more.replace("max", 'label = "long"\nmax')))
     with pytest.raises(SuiteError, match="'long' twice; give them labels"):
         load_suite(str(path))
+    same = more.replace("max_episode_steps = 20", 'label = "Pole"')
+    path.write_text(text.replace("[config]", same))
+    with pytest.raises(SuiteError, match="has 'long' under another label .* the same runs"):
+        load_suite(str(path))
 
 
 def test_evaluations_are_even_and_between_training_phases(make_suite: Make) -> None:
