@@ -127,6 +127,26 @@ def profiles(title: str, lines: Sequence[Line]) -> str:
     )
 
 
+def efficiency_curves(
+    title: str, lines: Sequence[Line], *, limits: tuple[float, float], shares: bool
+) -> str:
+    """One panel: normalised scores over all environments along the training.
+
+    Args:
+        title: Above the panel.
+        lines: What to draw.
+        limits: Of the vertical axis, the same in panels that are compared.
+        shares: Whether the horizontal axis is the share of the training, not environment steps.
+    """
+    return _curves(
+        title,
+        lines,
+        limits=limits,
+        labels=("share of the training" if shares else "environment steps", "normalised score"),
+        percent=shares,
+    )
+
+
 def bias_curves(title: str, lines: Sequence[Line], *, limits: tuple[float, float]) -> str:
     """One panel: mean overestimation against environment steps; where estimates diverge, the axis
     is linear up to 1 and logarithmic beyond."""
@@ -209,6 +229,7 @@ def _curves(
     labels: tuple[str, str],
     threshold: float | None = None,
     symlog: bool = False,
+    percent: bool = False,
 ) -> str:
     with matplotlib.rc_context(_STYLE):
         # The axes of panels side by side are equally high, however long the legends are.
@@ -239,7 +260,9 @@ def _curves(
         axes.set_ylim(*limits)
         axes.set_xlim(left=min(line.band.x[0] for line in lines))
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+        axes.xaxis.set_major_formatter(
+            PercentFormatter(1.0, decimals=0) if percent else FuncFormatter(_thousands)
+        )
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
         figure.legend(loc="outside lower left", ncols=2, handlelength=2.6, columnspacing=1.6)

@@ -41,6 +41,7 @@ from dqn_adapters.benchmark.statistics import (
     band,
     equivalence,
     estimate,
+    iqm_curve,
     normalised_area,
     paired_differences,
     performance_profile,
@@ -284,6 +285,9 @@ class AcrossReport:
     environments: tuple[EnvironmentReport, ...]
     rows: tuple[AcrossRow, ...]
     improvements: tuple[Improvement, ...]
+    curves: tuple[Picture, ...]
+    """Empty: the environments were not evaluated equally often."""
+
     intervals: Picture
     profiles: tuple[Picture, ...]
 
@@ -390,7 +394,11 @@ class Report:
                     environment.throughput,
                 )
             ]
-            + ([self.across.intervals, *self.across.profiles] if self.across else [])
+            + (
+                [*self.across.curves, self.across.intervals, *self.across.profiles]
+                if self.across
+                else []
+            )
         )
 
 
@@ -888,6 +896,7 @@ def _across(environments: Sequence[EnvironmentReport]) -> AcrossReport | None:
             Improvement(a.name, b.name, probability_of_improvement(scores[a.name], scores[b.name]))
             for a, b in pairs
         ),
+        curves=tuple(_efficiency(ranged, found)),
         intervals=_interval_picture(
             "across-iqm",
             "All environments: interquartile mean",
@@ -917,6 +926,46 @@ def _across(environments: Sequence[EnvironmentReport]) -> AcrossReport | None:
             for number, (title, members) in enumerate(_grouped(found).items(), 1)
         ),
     )
+
+
+def _efficiency(
+    environments: Sequence[EnvironmentReport], found: Sequence[SystemResult]
+) -> Iterable[Picture]:
+    """Curves of the systems over the environments together, a panel per family."""
+    if len({len(each.evaluation.timesteps) for each in environments}) > 1:
+        return
+    timesteps = {each.evaluation.timesteps for each in environments}
+    shares = len(timesteps) > 1
+    x = np.array(environments[0].evaluation.timesteps, np.float64)
+    if shares:
+        x /= x[-1]
+    lines = {}
+    for system in found:
+        runs = [
+            [(np.array(run.scores) - low) / (high - low) for run in here.runs]
+            for each in environments
+            for low, high in [each.score_range or (0.0, 1.0)]
+            for here in each.systems
+            if here.name == system.name
+        ]
+        lines[system.name] = dataclasses.replace(variant_line(system), band=iqm_curve(x, runs))
+    low = min(float(line.band.low.min()) for line in lines.values())
+    high = max(float(line.band.high.max()) for line in lines.values())
+    margin = 0.04 * (high - low) or 1.0
+    for number, (title, members) in enumerate(_grouped(found).items(), 1):
+        ends = [f"{each.name} {_two_decimals(lines[each.name].band.mean[-1])}" for each in members]
+        yield Picture(
+            f"across-curves-{number}",
+            f"All environments: {title}",
+            "Interquartile mean of the normalised greedy return along the training. At the end: "
+            f"{'; '.join(ends)}.",
+            figures.efficiency_curves(
+                title,
+                distinct([lines[each.name] for each in members]),
+                limits=(low - margin, high + margin),
+                shares=shares,
+            ),
+        )
 
 
 def _profile(scores: Sequence[Sequence[float]], grid: NDArray[np.float64]) -> Band:

@@ -181,6 +181,23 @@ def aggregate_iqm(scores: Sequence[ArrayLike]) -> Aggregate:
     return _aggregate(tasks, iqm)
 
 
+def iqm_curve(x: ArrayLike, curves: Sequence[ArrayLike]) -> Band:
+    """The interquartile mean over runs and tasks along learning curves.
+
+    Args:
+        x: `(points,)`.
+        curves: By task, the normalised scores of its runs, `(runs, points)`.
+    """
+    tasks = _tasks(curves, ndim=2)
+
+    def iqm(*samples: NDArray[np.float64], axis: int = 0) -> Any:
+        return stats.trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
+
+    low, high = _stratified(tasks, iqm, axis=0)
+    ends = np.stack([low, high])
+    return Band(np.asarray(x, np.float64), iqm(*tasks), low, high, ends, "interval")
+
+
 def aggregate_mean(scores: Sequence[ArrayLike]) -> Aggregate:
     """The mean over tasks of the mean over runs; see `aggregate_iqm`."""
     tasks = _tasks(scores)
@@ -281,12 +298,15 @@ def _aggregate(tasks: Sequence[NDArray[np.float64]], statistic: Callable[..., An
     return Aggregate(float(statistic(*tasks)), float(low), float(high))
 
 
-def _stratified(tasks: Sequence[NDArray[np.float64]], statistic: Callable[..., Any]) -> Any:
+def _stratified(
+    tasks: Sequence[NDArray[np.float64]], statistic: Callable[..., Any], axis: int = -1
+) -> Any:
     """Ends of the percentile interval; SciPy resamples each of several samples by itself."""
     interval = stats.bootstrap(
         tuple(tasks),
         statistic,
         vectorized=True,
+        axis=axis,
         confidence_level=CONFIDENCE,
         n_resamples=_STRATIFIED_RESAMPLES,
         batch=500,
@@ -296,8 +316,8 @@ def _stratified(tasks: Sequence[NDArray[np.float64]], statistic: Callable[..., A
     return interval.low, interval.high
 
 
-def _tasks(scores: Sequence[ArrayLike]) -> list[NDArray[np.float64]]:
-    tasks = [_checked(task, ndim=1) for task in scores]
+def _tasks(scores: Sequence[ArrayLike], ndim: int = 1) -> list[NDArray[np.float64]]:
+    tasks = [_checked(task, ndim=ndim) for task in scores]
     if not tasks or min(map(len, tasks)) < 2:
         counts = [len(task) for task in tasks]
         raise ValueError(f"at least one task with two runs each is needed, got {counts} runs")

@@ -330,6 +330,12 @@ def test_environments_are_taken_together_on_a_common_scale(
     assert target.mean.value == pytest.approx(np.mean(scores))
     assert target.iqm.value == pytest.approx(np.mean(sorted(scores)[2:-2]))
     assert double.mean.value == pytest.approx(np.mean(scores) + (0.5 + 0.25) / 2)
+    # At the end 74, 84 .. 114 and 124, 134 .. 164 of the returns on both.
+    (curves,) = across.curves
+    last = [0.74, 0.84, 0.94, 1.04, 1.14, 0.62, 0.67, 0.72, 0.77, 0.82]
+    end = f"{np.mean(sorted(last)[2:-2]):.2f}"
+    assert f"At the end: native-target {end}; native-double " in curves.description
+    assert "environment steps" in curves.svg
     (improvement,) = across.improvements
     assert (improvement.system, improvement.reference) == ("native-double", "native-target")
     # 92 .. 132 against 42 .. 82 on both: every pair.
@@ -338,9 +344,22 @@ def test_environments_are_taken_together_on_a_common_scale(
     assert "on CartPole-v1 0 is 0 and 100 is 1, on Acrobot-v1 -50 is 0 and 150 is 1" in text
     assert f"{target.iqm.value:.2f} [" in text
     assert "across-profile-1.svg" in page.with_suffix(".md").read_text()
+    assert "across-curves-1.svg" in page.with_suffix(".md").read_text()
     assert (page.parent / "across-profile-1.svg").is_file()
     ids = Page(page).ids
     assert len(ids) == len(set(ids))
+
+
+def test_trainings_of_other_lengths_are_taken_together_by_their_share(
+    make_suite: Make, store: Store
+) -> None:
+    longer = make_suite(
+        ["native-double"], seeds=5, environment_extra=f"{TWO}total_timesteps = 128\n"
+    )
+    fill(longer, store)
+    across = collect(longer, store, asked_as="small").across
+    assert across is not None
+    assert "share of the training" in across.curves[0].svg
 
 
 def test_environments_are_not_taken_together_with_few_seeds_or_without_a_scale(

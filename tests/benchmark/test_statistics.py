@@ -15,6 +15,7 @@ from dqn_adapters.benchmark.statistics import (
     equivalence,
     estimate,
     interquartile_mean,
+    iqm_curve,
     normalised_area,
     paired_differences,
     performance_profile,
@@ -172,6 +173,24 @@ def test_aggregates_agree_with_rliable(name: str) -> None:
     theirs = getattr(metrics, f"aggregate_{name}")
     matrix = scores()
     assert_agrees(ours(by_task(matrix)), *rliable({"x": matrix}, theirs))
+
+
+def test_curves_of_the_interquartile_mean_agree_with_rliable() -> None:
+    metrics = pytest.importorskip("rliable.metrics")
+    generator = np.random.default_rng(3)
+    tasks = [generator.normal(level, 0.2, size=(9, 4)).cumsum(axis=1) for level in (0.1, 0.3)]
+    ours = iqm_curve([0, 10, 20, 30], tasks)
+    for point in range(4):
+        column = np.stack([task[:, point] for task in tasks], axis=1)
+        value, interval = rliable({"x": column}, metrics.aggregate_iqm)
+        here = Aggregate(ours.mean[point], ours.low[point], ours.high[point])
+        assert_agrees(here, value, interval)
+        alone = aggregate_iqm(by_task(column))
+        assert (here.value, here.low, here.high) == pytest.approx(
+            (alone.value, alone.low, alone.high), abs=1e-12
+        )
+    with pytest.raises(ValueError, match=r"two runs each is needed, got \[9, 1\] runs"):
+        iqm_curve([0, 10, 20, 30], [tasks[0], tasks[1][:1]])
 
 
 def test_the_probability_of_improvement_agrees_with_rliable() -> None:
