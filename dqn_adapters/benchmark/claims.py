@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -28,11 +27,16 @@ from dqn_adapters.benchmark.report import (
     value_checks,
     variant_line,
 )
-from dqn_adapters.benchmark.statistics import MIN_SAMPLES, Estimate, estimate, paired_differences
+from dqn_adapters.benchmark.statistics import (
+    MIN_SAMPLES,
+    Estimate,
+    Outcome,
+    estimate,
+    mean_difference,
+    paired_differences,
+)
 from dqn_adapters.benchmark.suite import Claim, Metric
 from dqn_adapters.config import VARIANTS
-
-Outcome = Literal["more", "less", "not shown", "too few"]
 
 
 @dataclass(frozen=True)
@@ -102,11 +106,7 @@ class Effect:
     @property
     def outcome(self) -> Outcome:
         """What the interval shows."""
-        if self.difference.kind == "range":
-            return "too few"
-        if self.difference.low > 0:
-            return "more"
-        return "less" if self.difference.high < 0 else "not shown"
+        return self.difference.outcome
 
     @property
     def shown(self) -> str:
@@ -223,7 +223,7 @@ def _claim(number: int, claim: Claim, environments: Sequence[EnvironmentReport])
                 metric,
                 one,
                 other,
-                estimate(differences),
+                mean_difference(differences),
                 estimate(tuple(_values(by_name[other], metric).values())),
             )
             for metric in claim.metrics
@@ -345,8 +345,7 @@ def _best(claim: Claim, environment: ClaimOnEnvironment) -> str:
         differences = _differences(best, other, "area")
         if other is best or not differences:
             continue
-        difference = estimate(differences)
-        if difference.kind == "range" or difference.low <= 0:
+        if mean_difference(differences).outcome != "more":
             close.append(f"`{other.name}`")
     text = f"On {environment.id} `{best.name}` has the highest mean area of these"
     if not close:

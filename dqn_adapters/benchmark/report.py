@@ -42,6 +42,7 @@ from dqn_adapters.benchmark.statistics import (
     equivalence,
     estimate,
     iqm_curve,
+    mean_difference,
     normalised_area,
     paired_differences,
     performance_profile,
@@ -245,6 +246,17 @@ class EnvironmentReport:
     scores: tuple[Picture, ...]
     throughput: Picture
     published: tuple[PublishedRow, ...]
+
+    @property
+    def uncertainty(self) -> str:
+        """What brackets, lines and shades of single systems stand for."""
+        kinds = {system.area.kind for system in self.systems}
+        if kinds == {"range"}:
+            return "the range of the seeds"
+        text = "the 95 % bootstrap interval"
+        if "range" in kinds:
+            text += f", or with fewer than {MIN_SAMPLES} seeds their range"
+        return text
 
     @property
     def total_timesteps(self) -> int:
@@ -659,7 +671,7 @@ def _bias_differences(measured: Sequence[SystemResult]) -> Iterable[BiasDifferen
     for system, reference in _variant_pairs(measured):
         ours, theirs = bias_by_seed(system), bias_by_seed(reference)
         if set(ours) & set(theirs):
-            difference = estimate(paired_differences(ours, theirs))
+            difference = mean_difference(paired_differences(ours, theirs))
             yield BiasDifference(system.name, reference.name, difference)
 
 
@@ -813,7 +825,7 @@ def _difference(system: SystemResult, reference: SystemResult, margin: float | N
     return Difference(
         system.name,
         reference.name,
-        estimate(samples),
+        mean_difference(samples),
         system.steps_per_second.mean / reference.steps_per_second.mean,
         equivalence(samples, margin) if margin and len(samples) >= MIN_SAMPLES else None,
     )
@@ -1000,17 +1012,18 @@ def _summary(
             else f"{_count(finished, 'run')} finished, {missing} missing."
         )
     )
+    if counts[-1] >= MIN_SAMPLES:
+        yield (
+            f"Square brackets give {CONFIDENCE:.0%} confidence intervals of the mean over seeds, "
+            "of a system by itself (BCa bootstrap, somewhat narrow with few seeds) or of a "
+            "difference seed by seed (Student's t). Overlapping intervals of two systems do not "
+            "prove equality."
+        )
     if counts[0] < MIN_SAMPLES:
         yield (
             f"With fewer than {MIN_SAMPLES} seeds there is no honest confidence interval. Round "
             "brackets give the smallest and the largest seed instead, and which system is better "
-            "is not decided here."
-        )
-    else:
-        yield (
-            f"Square brackets give {CONFIDENCE:.0%} confidence intervals of the mean over seeds "
-            "(BCa bootstrap), of each system by itself. Overlapping intervals do not prove "
-            "equality."
+            "is not decided."
         )
     if across is not None:
         yield _taken_together(across)
@@ -1073,8 +1086,8 @@ def _verdict(names: str, found: Sequence[tuple[str, Difference]]) -> str:
         ]
         return f"in {len(which)} ({join_and(which)})" if which else "in none"
 
-    more = [pair for pair in found if pair[1].area.low > 0]
-    less = [pair for pair in found if pair[1].area.high < 0]
+    more = [pair for pair in found if pair[1].area.outcome == "more"]
+    less = [pair for pair in found if pair[1].area.outcome == "less"]
     return (
         f"{names}, the area under the curve seed by seed, {_count(len(found), 'comparison')}: more "
         f"{told(more)}, less {told(less)}, no difference shown in "

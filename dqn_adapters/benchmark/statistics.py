@@ -24,6 +24,9 @@ _RESAMPLES = 9999
 _STRATIFIED_RESAMPLES = 2000
 
 
+Outcome = Literal["more", "less", "not shown", "too few"]
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean over seeds with its uncertainty."""
@@ -37,6 +40,15 @@ class Estimate:
     kind: Literal["interval", "range"]
     """`"interval"`: `low` and `high` are the ends of a 95 % confidence interval of the mean.
     `"range"`: too few samples for one, they are the smallest and the largest sample."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """What is shown of a difference: that it is more than 0, or less."""
+        if self.kind == "range":
+            return "too few"
+        if self.low > 0:
+            return "more"
+        return "less" if self.high < 0 else "not shown"
 
     @property
     def n(self) -> int:
@@ -100,7 +112,8 @@ class Band:
 
 def estimate(samples: Sequence[float]) -> Estimate:
     """The mean of the samples, with a 95 % interval by the BCa bootstrap (Efron 1987) from
-    `MIN_SAMPLES` on.
+    `MIN_SAMPLES` on. Of few samples it is narrow: of normal ones it holds the mean in 84 of 100
+    cases if there are 5, in 90 if there are 10, in 94 if there are 20.
 
     The resampling is seeded: the same samples give the same interval.
 
@@ -134,6 +147,24 @@ def paired_differences(ours: Mapping[int, float], theirs: Mapping[int, float]) -
         theirs: By seed.
     """
     return tuple(ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys()))
+
+
+def mean_difference(differences: Sequence[float]) -> Estimate:
+    """The mean of paired differences, with the 95 % interval of Student's t from `MIN_SAMPLES` on.
+
+    By it is decided what is shown, and for that the bootstrap of few seeds is too narrow (see
+    `estimate`): of five seeds it calls three times as often an effect what is 0 in truth.
+
+    Raises:
+        ValueError: there are no differences, or one is not finite.
+    """
+    values = _checked(differences, ndim=1)
+    low, high = float(values.min()), float(values.max())
+    kind: Literal["interval", "range"] = "range" if len(values) < MIN_SAMPLES else "interval"
+    if kind == "interval" and low < high:  # else there is no spread: t is infinite, or nan
+        interval = stats.ttest_1samp(values, 0.0).confidence_interval(CONFIDENCE)
+        low, high = float(interval.low), float(interval.high)
+    return Estimate(float(values.mean()), low, high, tuple(values.tolist()), kind)
 
 
 def equivalence(differences: Sequence[float], margin: float) -> Equivalence:

@@ -16,6 +16,7 @@ from dqn_adapters.benchmark.statistics import (
     estimate,
     interquartile_mean,
     iqm_curve,
+    mean_difference,
     normalised_area,
     paired_differences,
     performance_profile,
@@ -242,11 +243,44 @@ def test_differences_are_paired_by_seed() -> None:
     # What seeds share does not widen the interval of the difference.
     generator = np.random.default_rng(6)
     common, effect = generator.normal(0, 100, 12), generator.normal(3, 1, 12)
-    difference = estimate(
+    difference = mean_difference(
         paired_differences(dict(enumerate(common + effect)), dict(enumerate(common)))
     )
     assert 1 < difference.low < 3 < difference.high + 1
     assert difference.high < 5
+
+
+def test_the_interval_of_a_difference_is_that_of_students_t() -> None:
+    differences = [2.0, -1.0, 4.0, 3.0, 0.5]
+    found = mean_difference(differences)
+    half = stats.t.ppf(0.975, 4) * np.std(differences, ddof=1) / np.sqrt(5)
+    assert (found.mean, found.samples) == (1.7, tuple(differences))
+    assert [found.low, found.high] == pytest.approx([1.7 - half, 1.7 + half])
+    assert found.outcome == "not shown"
+    assert mean_difference([each + 3 for each in differences]).outcome == "more"
+    assert mean_difference([each - 6 for each in differences]).outcome == "less"
+    assert mean_difference([9.0, 9.1, 9.2, 9.3]).outcome == "too few"
+    assert mean_difference([3.0] * 5).outcome == "more"
+    same = mean_difference([0.0] * 5)
+    assert (same.low, same.high, same.outcome) == (0.0, 0.0, "not shown")
+    with pytest.raises(ValueError, match="finite"):
+        mean_difference([float("nan")])
+
+
+@pytest.mark.parametrize("seeds", [5, 10])
+@pytest.mark.parametrize("share", [1.0, 0.2])
+def test_an_effect_is_shown_wrongly_in_at_most_one_case_of_twenty(seeds: int, share: float) -> None:
+    """Also if most seeds do not differ at all, as on a task that hardly any run learns."""
+    generator = np.random.default_rng(8)
+    rows = generator.normal(size=(2000, seeds)) * (generator.random((2000, seeds)) < share)
+    wrong = [mean_difference(row.tolist()).outcome != "not shown" for row in rows]
+    assert np.mean(wrong) < 0.065
+
+
+def test_why_the_bootstrap_does_not_decide_it() -> None:
+    generator = np.random.default_rng(9)
+    found = [estimate(row.tolist()) for row in generator.normal(size=(300, 5))]
+    assert np.mean([each.outcome != "not shown" for each in found]) > 0.12
 
 
 def test_equivalence_is_two_one_sided_tests() -> None:
