@@ -16,7 +16,7 @@ from dqn_adapters.benchmark.report import (
     Picture,
     SystemResult,
     bias_band,
-    bias_by_seed,
+    bias_differences,
     bias_limits,
     distinct,
     join_and,
@@ -31,7 +31,6 @@ from dqn_adapters.benchmark.statistics import (
     MIN_SAMPLES,
     Estimate,
     Outcome,
-    estimate,
     mean_difference,
     paired_differences,
 )
@@ -224,7 +223,7 @@ def _claim(number: int, claim: Claim, environments: Sequence[EnvironmentReport])
                 one,
                 other,
                 mean_difference(differences),
-                estimate(tuple(_values(by_name[other], metric).values())),
+                _values(by_name[other], metric),
             )
             for metric in claim.metrics
             for one in claim.having
@@ -251,16 +250,20 @@ def _claim(number: int, claim: Claim, environments: Sequence[EnvironmentReport])
     return ClaimReport(claim, tuple(_verdicts(claim, found)), tuple(found))
 
 
-def _values(system: SystemResult, metric: Metric) -> dict[int, float]:
-    """By seed."""
+def _values(system: SystemResult, metric: Metric) -> Estimate:
     if metric == "bias":
-        return bias_by_seed(system)
-    samples = system.area.samples if metric == "area" else system.final.samples
-    return dict(zip(system.seeds, samples, strict=True))
+        return overestimation(system).bias
+    return system.area if metric == "area" else system.final
 
 
 def _differences(one: SystemResult, other: SystemResult, metric: Metric) -> tuple[float, ...]:
-    return paired_differences(_values(one, metric), _values(other, metric))
+    if metric == "bias":
+        return bias_differences(one, other)
+    ours, theirs = _values(one, metric), _values(other, metric)
+    return paired_differences(
+        dict(zip(one.seeds, ours.samples, strict=True)),
+        dict(zip(other.seeds, theirs.samples, strict=True)),
+    )
 
 
 def _verdicts(claim: Claim, environments: Sequence[ClaimOnEnvironment]) -> Iterable[str]:
@@ -343,9 +346,9 @@ def _best(claim: Claim, environment: ClaimOnEnvironment) -> str:
     close = []
     for other in members:
         differences = _differences(best, other, "area")
-        if other is best or not differences:
+        if other is best:
             continue
-        if mean_difference(differences).outcome != "more":
+        if not differences or mean_difference(differences).outcome != "more":
             close.append(f"`{other.name}`")
     text = f"On {environment.id} `{best.name}` has the highest mean area of these"
     if not close:

@@ -170,7 +170,10 @@ def run(
         _fail(str(error))
     store = Store(results, loaded.name)
     runs = loaded.runs()
-    pending = [each for each in runs if not store.has(each)]
+    try:
+        pending = [each for each in runs if not store.has(each)]
+    except OSError as error:  # the directory may not be entered, or a name is too long for it
+        _fail(f"results cannot be kept in {store.path}: {error}")
     out.print(
         f"Suite [bold]{escape(loaded.name)}[/]: {len(runs)} runs, "
         f"{len(runs) - len(pending)} finished before, {len(pending)} to do. "
@@ -264,11 +267,10 @@ def merge(
 
 def _tell_of_others(suite: Suite, store: Store) -> None:
     """Runs under the suite's name that are not of it as it is written now."""
-    protocols = suite.protocols
     others = 0
     for name in store.names():
         try:
-            others += store.spec(name).protocol not in protocols
+            others += suite.belongs(store.spec(name)) is None
         except StoreError:
             others += 1
     if others:
@@ -299,7 +301,8 @@ def report(
     store = Store(results, loaded.name)
     folder = output or store.path / "report"
     try:
-        page = write_report(loaded, store, folder, asked_as=suite)
+        with err.status("Reading the runs and drawing the pictures"):
+            page = write_report(loaded, store, folder, asked_as=suite)
     except (ReportError, StoreError) as error:
         _fail(str(error))
     except OSError as error:
@@ -327,7 +330,8 @@ def compare(
         _fail(f"A and B are both {first!r}; name two systems")
     store = Store(results, loaded.name)
     try:
-        found = report_.compare(loaded, store, (first, second), asked_as=suite)
+        with err.status("Reading the runs"):
+            found = report_.compare(loaded, store, (first, second), asked_as=suite)
     except (report_.ReportError, StoreError) as error:
         _fail(str(error))
     _tell_of_others(loaded, store)
@@ -435,7 +439,7 @@ def memory(
     for buffer in buffers:
         try:
             row = measure(buffer.name, transitions)
-        except ImportError as error:
+        except (ImportError, RuntimeError) as error:
             table.add_row(buffer.name, "", "", f"[yellow]{escape(str(error))}[/]")
             continue
         size = row.bytes_per_transition

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from dqn_adapters._extras import require
 from dqn_adapters.benchmark.files import replacing
 from dqn_adapters.benchmark.recorder import Episode, Evaluation, ValueCheck
 from dqn_adapters.benchmark.spec import RunSpec
-from dqn_adapters.benchmark.store import ForeignRunError, Store
+from dqn_adapters.benchmark.store import ForeignRunError, RunResult, Store
 from dqn_adapters.benchmark.suite import Suite
 
+RUNS = "runs.csv"
 EVALUATIONS = "evaluations.csv"
 EPISODES = "episodes.csv"
 VALUES = "values.csv"
@@ -36,8 +38,13 @@ class Curve:
     episodes: tuple[Episode, ...]
     """Of training."""
 
-    finished: bool
-    """False: it is known up to its last checkpoint."""
+    result: RunResult | None
+    """None: it is not finished, and known up to its last checkpoint."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is known to its end."""
+        return self.result is not None
 
 
 Rows = Callable[[Curve], Iterator[tuple[object, ...]]]
@@ -63,31 +70,33 @@ def _curves(suite: Suite, store: Store) -> Iterator[Curve]:
     for run in (*runs, *_more(suite, store, {run.name for run in runs})):
         if store.has(run):
             result = store.load(run.name)
-            yield Curve(run, result.evaluations, result.episodes, True)
+            yield Curve(run, result.evaluations, result.episodes, result)
         elif (known := store.unfinished(run)) is not None:
-            yield Curve(run, *known, False)
+            yield Curve(run, *known, None)
 
 
 def _more(suite: Suite, store: Store, known: Collection[str]) -> Iterator[RunSpec]:
-    protocols = suite.protocols
     for name in store.names():
         if name not in known:
             with contextlib.suppress(ForeignRunError):
                 run = store.spec(name)
-                if (environment := protocols.get(run.protocol)) is not None:
+                if (environment := suite.belongs(run)) is not None:
                     yield dataclasses.replace(run, environment=environment.spec)
 
 
 def write_csv(found: list[Curve], folder: Path) -> list[Path]:
-    """Write `evaluations.csv`, a row per evaluation episode, and `episodes.csv`, a row per training
-    episode; and, where estimates were held against returns, `values.csv`, a row per evaluation
-    (see `ValueCheck`). Each is written beside its place and renamed.
+    """Write `runs.csv`, a row per finished run: what was trained, under which versions, on which
+    machine, and what it took in seconds and bytes; `evaluations.csv`, a row per evaluation episode;
+    `episodes.csv`, a row per training episode; and, where estimates were held against returns,
+    `values.csv`, a row per evaluation (see `ValueCheck`). Each is written beside its place and
+    renamed.
 
     Returns:
         The files.
     """
     columns = ("timestep", "episode", "return", "length")
     tables: dict[str, tuple[Sequence[str], Rows]] = {
+        RUNS: (_RUN_COLUMNS, _runs),
         EVALUATIONS: (columns, _evaluations),
         EPISODES: (columns, _training_episodes),
     }
@@ -96,6 +105,35 @@ def write_csv(found: list[Curve], folder: Path) -> list[Path]:
         tables[VALUES] = (("timestep", *checks), _values)
     folder.mkdir(parents=True, exist_ok=True)
     return [_write(folder / name, found, columns, rows) for name, (columns, rows) in tables.items()]
+
+
+_RUN_COLUMNS = (
+    "run",
+    "training_seconds",
+    "cpu_seconds",
+    "updates",
+    "peak_memory",
+    "workers",
+    "machine",
+    "versions",
+    "spec",
+)
+
+
+def _runs(curve: Curve) -> Iterator[tuple[object, ...]]:
+    if curve.result is not None:
+        timing = curve.result.timing
+        yield (
+            curve.run.name,
+            timing.training_seconds,
+            timing.cpu_seconds,
+            timing.updates,
+            timing.peak_memory,
+            curve.result.workers,
+            json.dumps(curve.result.machine),
+            json.dumps(curve.result.versions),
+            json.dumps(curve.run.to_dict()),
+        )
 
 
 def _evaluations(curve: Curve) -> Iterator[tuple[object, ...]]:

@@ -43,6 +43,7 @@ DIVERGED = 1_000.0
 """Overestimation beyond which an axis is logarithmic: a linear one would show nothing else."""
 
 _STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # a label may hold a dollar
     "svg.fonttype": "none",  # real text: small, sharp, searchable
     "svg.hashsalt": "dqn-bench",  # the same numbers give the same file
     "font.family": "sans-serif",

@@ -424,8 +424,8 @@ def levelling_table(config: DQNConfig, total_timesteps: int) -> list[Row]:
             "seeded by the harness; Monitor",
             "seeded by the harness; DummyVectorEnv",
             tianshou="seeded by the harness; DummyVectorEnv",
-            note="Paired: its first reset takes the run's environment seed, whatever seed the "
-            "library passes.",
+            note="Paired: every episode has a seed of its own, the same in all systems, whatever "
+            "seed the library passes.",
         ),
         row(
             "Evaluation",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from functools import cache
@@ -18,21 +19,44 @@ DISTRIBUTIONS = (
     "tianshou",
     "pettingzoo",
     "numba",
+    "sb3-contrib",
     "sbx-rl",
     "jax",
+    "box2d",
+    "ale-py",
+    "minatar",
 )
+
+_HARNESS = Path(__file__).parent
+_TRAINING = ("ablations", "games", "levelling", "minatar", "recorder", "spec", "systems")
+"""The modules of the harness that can decide a result; the others store and show it."""
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of Python and of the installed libraries that can decide a result."""
+    """Versions of Python and of the installed libraries that can decide a result; ours with a hash
+    of its source, for between two releases it changes."""
     found = {"python": platform.python_version()}
     for name in DISTRIBUTIONS:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    if "dqn-adapters" in found:
+        found["dqn-adapters"] += f"+{_source()}"
     return found
+
+
+def _source() -> str:
+    """8 hexadecimal digits: a hash of all modules that can decide a result."""
+    package = _HARNESS.parent
+    files = [path for path in package.rglob("*.py") if _HARNESS not in path.parents]
+    files += [_HARNESS / f"{name}.py" for name in _TRAINING]
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(path.relative_to(package).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 @cache

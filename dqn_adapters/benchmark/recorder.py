@@ -5,6 +5,7 @@ It is the same for every system, so that counting, evaluating and timing cannot 
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +56,7 @@ class ValueCheck:
     """How many were kept."""
 
     estimate: float
-    """Mean of max_a Q(s, a)."""
+    """Mean of max_a Q(s, a); infinity if an estimate is no finite number."""
 
     realised: float
     """Mean of the discounted return that the greedy policy earned from s."""
@@ -64,10 +65,11 @@ class ValueCheck:
     """Share of the states with an estimate above the return."""
 
     largest: float
-    """Largest absolute estimate."""
+    """Largest absolute estimate; infinity likewise."""
 
     possible: float
-    """Largest absolute value that is possible: the largest absolute reward seen / (1 - gamma)."""
+    """Largest absolute value that is possible: the largest absolute reward that the run has seen by
+    then, in training and evaluation and without noise, / (1 - gamma)."""
 
     @property
     def bias(self) -> float:
@@ -78,6 +80,11 @@ class ValueCheck:
     def diverged(self) -> bool:
         """Whether an estimate is beyond what is possible (van Hasselt et al. 2018)."""
         return self.largest > self.possible
+
+    @property
+    def finite(self) -> bool:
+        """Whether all estimates are finite; else there is no bias to speak of."""
+        return math.isfinite(self.estimate) and math.isfinite(self.largest)
 
 
 @dataclass(frozen=True)
@@ -90,15 +97,31 @@ class Evaluation:
     values: ValueCheck | None = None
     """None: not asked for, or no state could be kept."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-compatible: what is not finite is null."""
+        row = asdict(self)
+        if self.values is None:
+            del row["values"]
+        else:
+            checks = row["values"]
+            row["values"] = {
+                name: value if math.isfinite(value) else None for name, value in checks.items()
+            }
+        return row
+
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Evaluation:
-        """The inverse of `dataclasses.asdict`, and of its JSON."""
+        """The inverse of `to_dict`, and of its JSON."""
         values = row.get("values")
+        if values is not None:
+            checks: dict[str, Any] = {
+                name: math.inf if each is None else each for name, each in values.items()
+            }
         return cls(
             row["timestep"],
             tuple(row["returns"]),
             tuple(row["lengths"]),
-            None if values is None else ValueCheck(**values),
+            None if values is None else ValueCheck(**checks),
         )
 
 
@@ -131,18 +154,28 @@ class ValueWatch:
             returns = discounted_returns(rewards, self._gamma)
             self._kept.append((estimates[:kept], returns[:kept]))
 
-    def check(self) -> ValueCheck | None:
-        """The result; None if no state could be kept."""
+    @property
+    def largest_reward(self) -> float:
+        """Largest absolute reward."""
+        return max(abs(value) for rewards in self._rewards for value in rewards)
+
+    def check(self, largest_reward: float = 0.0) -> ValueCheck | None:
+        """The result; None if no state could be kept.
+
+        Args:
+            largest_reward: Largest absolute reward that the run saw elsewhere.
+        """
         estimates, returns = (np.concatenate(each) for each in zip(*self._kept, strict=True))
         if not len(estimates):
             return None
-        reward = max(abs(value) for rewards in self._rewards for value in rewards)
+        reward = max(largest_reward, self.largest_reward)
+        finite = bool(np.isfinite(estimates).all())
         return ValueCheck(
             states=len(estimates),
-            estimate=float(estimates.mean()),
+            estimate=float(estimates.mean()) if finite else math.inf,
             realised=float(returns.mean()),
             positive=float((estimates > returns).mean()),
-            largest=float(np.abs(estimates).max()),
+            largest=float(np.abs(estimates).max()) if finite else math.inf,
             possible=reward / (1 - self._gamma) if self._gamma < 1 else sys.float_info.max,
         )
 
@@ -155,6 +188,13 @@ def make_environment(spec: EnvironmentSpec) -> gym.Env[Any, Any]:
         disable_env_checker=True,
         **spec.kwargs,
     )
+
+
+def _stack(observations: Sequence[Any]) -> Any:
+    """A batch of observations, which may be a Dict's."""
+    if isinstance(observations[0], dict):
+        return {key: np.stack([each[key] for each in observations]) for key in observations[0]}
+    return np.stack(observations)
 
 
 def evaluate(
@@ -181,7 +221,7 @@ def evaluate(
     returns, lengths = [0.0] * len(environments), [0] * len(environments)
     running = list(range(len(environments)))
     while running:
-        batch = np.stack([observations[index] for index in running])
+        batch = _stack([observations[index] for index in running])
         actions = greedy(batch)
         if watch is not None:
             watch.act(running, batch)
@@ -245,6 +285,7 @@ class Recorder:
         self._greedy: Greedy | None = None
         self._values: Values | None = None
         self._watch: ValueWatch | None = None
+        self._largest_reward = 0.0
         self._seconds = 0.0
         self._since: float | None = None
         self._cpu_since = 0.0
@@ -295,7 +336,8 @@ class Recorder:
                 "timestep": self.timestep,
                 "begun": self._begun,
                 "episodes": [asdict(each) for each in self.episodes],
-                "evaluations": [asdict(each) for each in self.evaluations],
+                "evaluations": [each.to_dict() for each in self.evaluations],
+                "largest_reward": self._largest_reward,
                 "evaluation_seconds": self.evaluation_seconds,
                 "seconds": self._seconds,
                 "cpu_seconds": self.cpu_seconds,
@@ -337,15 +379,19 @@ class Recorder:
             return
         if self._since is None:
             raise RuntimeError("observe() is called after start()")
-        if point + 1 < len(points) and self.timestep >= points[point + 1]:
+        if self.timestep != points[point]:
             raise RuntimeError(
-                f"system {self.run.system!r} did not call observe() between environment steps "
-                f"{points[point]} and {points[point + 1]}"
+                f"system {self.run.system!r} called observe() at environment step {self.timestep} "
+                f"and not at {points[point]}, where an evaluation was due: it must be called every "
+                "train_freq steps"
             )
         self._stop_clock()
         self.evaluation_seconds.append(self._seconds)
         returns, lengths = self._evaluate(self.run.evaluation_seeds(point))
-        values = None if self._watch is None else self._watch.check()
+        values = None
+        if self._watch is not None:
+            self._largest_reward = max(self._largest_reward, self._watch.largest_reward)
+            values = self._watch.check(self._largest_reward)
         self.evaluations.append(Evaluation(self.timestep, returns, lengths, values))
         self._start_clock()
 
@@ -389,6 +435,7 @@ class Recorder:
         self.evaluation_seconds = list(progress["evaluation_seconds"])
         self._seconds, self.cpu_seconds = progress["seconds"], progress["cpu_seconds"]
         self._begun = progress["begun"]
+        self._largest_reward = progress.get("largest_reward", 0.0)
         self.timestep = self._saved_at = progress["timestep"]
 
     def _start_clock(self) -> None:
@@ -399,8 +446,9 @@ class Recorder:
         self._seconds += time.perf_counter() - self._since
         self.cpu_seconds += time.process_time() - self._cpu_since
 
-    def _count(self, steps: int) -> None:
+    def _count(self, steps: int, reward: float = 0.0) -> None:
         self.timestep += steps
+        self._largest_reward = max(self._largest_reward, abs(reward))
         if self._progress is not None and self.timestep % 64 == 0:
             now = time.perf_counter()
             if now >= self._next_progress:
@@ -436,7 +484,7 @@ class _TrainingEnv(gym.Wrapper[Any, Any, Any, Any]):
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._return += float(reward)
         self._length += 1
-        self._recorder._count(1)
+        self._recorder._count(1, float(reward))
         if terminated or truncated:
             self._recorder.episodes.append(
                 Episode(self._recorder.timestep, self._return, self._length)

@@ -28,7 +28,7 @@ from dqn_adapters.benchmark.levelling import (
     shipped_table,
 )
 from dqn_adapters.benchmark.recorder import CUT, ValueCheck
-from dqn_adapters.benchmark.spec import EnvironmentSpec, EvaluationSpec, RunSpec
+from dqn_adapters.benchmark.spec import EvaluationSpec, RunSpec
 from dqn_adapters.benchmark.statistics import (
     CONFIDENCE,
     MIN_SAMPLES,
@@ -62,6 +62,10 @@ FAMILIES = {
     "pettingzoo": "PettingZoo",
 }
 """Implementations that are drawn in one panel, by the name without `-reference`."""
+
+LEARNED = 0.05
+"""Share of the range of scores by which a run must end above its untrained score, or it has learned
+nothing."""
 
 LAST_EPISODES = 100
 """Training episodes at the end whose mean return is held against published ones."""
@@ -111,7 +115,8 @@ class SystemResult:
     measured."""
 
     failed: int
-    """Runs that end no higher than they began, untrained."""
+    """Runs that learned nothing: they end no higher than they began, untrained, or by no more than
+    `LEARNED` of the range of scores, if the suite has one."""
 
     solved_at: tuple[int | None, ...]
     """By run: environment steps at the first evaluation that reached the threshold; None: it never
@@ -151,6 +156,9 @@ class Difference:
 
     equivalence: Equivalence | None
     """Whether they score the same, if the suite states a margin and there are enough seeds."""
+
+    idle: bool
+    """No run of either learned anything, so that they score the same says nothing."""
 
 
 @dataclass(frozen=True)
@@ -359,9 +367,6 @@ class Report:
 
     commands: tuple[str, ...]
     made: str
-    intervals: bool
-    """Whether there are confidence intervals, or ranges of few seeds."""
-
     games: tuple[Any, ...] = ()
     """Of PettingZoo's games: who won how often against whom; see `games.GameReport`."""
 
@@ -446,8 +451,7 @@ def collect(suite: Suite, store: Store, *, asked_as: str) -> Report:
     """Read the results and compute what the report says; see `write_report`."""
     names = store.names()
     results = list(_load(store, names))
-    protocols = suite.protocols
-    used = [result for result in results if result.run.protocol in protocols]
+    used = [result for result in results if suite.belongs(result.run) is not None]
     foreign = len(names) - len(used)
     if not used:
         others = (
@@ -460,20 +464,17 @@ def collect(suite: Suite, store: Store, *, asked_as: str) -> Report:
             f"no run of suite {suite.name!r} is finished in {store.path}{others}. "
             f"Train first: dqn-bench run {asked_as}"
         )
+    _check_labels(used)
+    slugs = _slugs([each.spec.title for each in suite.environments])
     environments = tuple(
-        _environment(environment, [each for each in used if each.run.protocol == protocol])
-        for protocol, environment in protocols.items()
-        if any(each.run.protocol == protocol for each in used)
+        _environment(environment, slugs[environment.spec.title], found)
+        for protocol, environment in suite.protocols.items()
+        if (found := [each for each in used if each.run.protocol == protocol])
     )
     missing = tuple(Missing(run, store.failure(run)) for run in suite.runs() if not store.has(run))
-    seeds = {
-        system.name: _ranges(system.seeds)
-        for environment in environments
-        for system in environment.systems
-    }
+    seeds = _seeds(environments)
     present = {_implementation(result.run.system) for result in used}
     across = _across(environments)
-    counts = [len(system.runs) for each in environments for system in each.systems]
     return Report(
         suite=suite,
         environments=environments,
@@ -496,11 +497,38 @@ def collect(suite: Suite, store: Store, *, asked_as: str) -> Report:
         busy=_busy(used),
         commands=(_run_command(used, suite, asked_as), f"dqn-bench report {asked_as}"),
         made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        intervals=min(counts) >= MIN_SAMPLES,
         games=_games().reports(suite, used, store.path) if suite.many_agents else (),
         claims=_claims().reports(suite.claims, environments) if suite.claims else (),
         example=_claims().example() if suite.example else None,
     )
+
+
+def _seeds(environments: Sequence[EnvironmentReport]) -> dict[str, str]:
+    """By system: its seed indices, by environment where these differ."""
+    found: dict[str, dict[str, str]] = {}
+    for environment in environments:
+        for system in environment.systems:
+            found.setdefault(system.name, {})[environment.id] = _ranges(system.seeds)
+    return {
+        name: where.popitem()[1]
+        if len(set(where.values())) == 1
+        else ", ".join(f"{seeds} on {environment}" for environment, seeds in where.items())
+        for name, where in found.items()
+    }
+
+
+def _check_labels(used: Sequence[RunResult]) -> None:
+    """Raise `ReportError` if one label stands for two systems or two configurations. Those of the
+    suite's systems do not; others may have been trained under another state of it."""
+    known: dict[tuple[str, str], RunResult] = {}
+    for each in used:
+        first = known.setdefault((each.run.protocol, each.run.title), each)
+        if (first.run.system, first.run.config) != (each.run.system, each.run.config):
+            raise ReportError(
+                f"label {each.run.title!r}, which is of no system of the suite, stands for two "
+                f"configurations: {first.run.name} and {each.run.name}; put the system into the "
+                "suite again, or remove the runs of one"
+            )
 
 
 def _settings(suite: Suite, present: Collection[str]) -> tuple[Row, ...]:
@@ -534,7 +562,9 @@ def _load(store: Store, names: Iterable[str]) -> Iterable[RunResult]:
             yield store.load(name)
 
 
-def _environment(environment: SuiteEnvironment, results: Sequence[RunResult]) -> EnvironmentReport:
+def _environment(
+    environment: SuiteEnvironment, slug: str, results: Sequence[RunResult]
+) -> EnvironmentReport:
     by_system: dict[str, list[RunResult]] = {}
     for result in results:
         by_system.setdefault(result.run.title, []).append(result)
@@ -545,8 +575,7 @@ def _environment(environment: SuiteEnvironment, results: Sequence[RunResult]) ->
         return order.get(origin, len(order)), name != origin, name
 
     threshold = environment.threshold
-    found = [_system(name, by_system[name], threshold) for name in sorted(by_system, key=place)]
-    slug = _slug(environment.spec)
+    found = [_system(name, by_system[name], environment) for name in sorted(by_system, key=place)]
     limits = score_limits(found)
     if threshold is not None and not limits[0] <= threshold <= limits[1]:
         threshold = None
@@ -636,22 +665,31 @@ def _measure(system: SystemResult, published: Published) -> Estimate:
     )
 
 
-def value_checks(run: RunResult) -> list[ValueCheck]:
-    """Of the evaluations after the first, which is of an untrained network."""
-    return [each.values for each in run.evaluations[1:] if each.values is not None]
-
-
-def bias_by_seed(system: SystemResult) -> dict[int, float]:
-    """Mean over evaluations and states of estimate - return, of every run that has any."""
+def value_checks(run: RunResult) -> dict[int, ValueCheck]:
+    """By environment step: of the evaluations after the first, which is of an untrained network,
+    those with finite estimates."""
     return {
-        run.run.seed_index: float(np.mean([each.bias for each in checks]))
-        for run in system.runs
-        if (checks := value_checks(run))
+        each.timestep: each.values
+        for each in run.evaluations[1:]
+        if each.values is not None and each.values.finite
     }
 
 
+def bias_differences(system: SystemResult, reference: SystemResult) -> tuple[float, ...]:
+    """How much more a system overestimates than another, seed by seed: the mean over the
+    evaluations that both runs of a seed have."""
+    theirs = {run.run.seed_index: value_checks(run) for run in reference.runs}
+    differences = []
+    for run in system.runs:
+        ours, other = value_checks(run), theirs.get(run.run.seed_index, {})
+        if common := sorted(ours.keys() & other.keys()):
+            each = [ours[step].bias - other[step].bias for step in common]
+            differences.append(float(np.mean(each)))
+    return tuple(differences)
+
+
 def overestimation(system: SystemResult) -> Overestimation:
-    by_run = [checks for run in system.runs if (checks := value_checks(run))]
+    by_run = [list(checks.values()) for run in system.runs if (checks := value_checks(run))]
 
     def over_runs(value: Callable[[ValueCheck], float]) -> Estimate:
         return estimate([float(np.mean([value(each) for each in checks])) for checks in by_run])
@@ -662,17 +700,18 @@ def overestimation(system: SystemResult) -> Overestimation:
         over_runs(lambda each: each.bias),
         over_runs(lambda each: each.bias / scale),
         over_runs(lambda each: each.positive),
-        diverged=sum(any(each.diverged for each in checks) for checks in by_run),
+        diverged=sum(
+            any(each.values is not None and each.values.diverged for each in run.evaluations[1:])
+            for run in system.runs
+        ),
         left_out=sum(len(run.evaluations) - 1 - len(value_checks(run)) for run in system.runs),
     )
 
 
 def _bias_differences(measured: Sequence[SystemResult]) -> Iterable[BiasDifference]:
     for system, reference in _variant_pairs(measured):
-        ours, theirs = bias_by_seed(system), bias_by_seed(reference)
-        if set(ours) & set(theirs):
-            difference = mean_difference(paired_differences(ours, theirs))
-            yield BiasDifference(system.name, reference.name, difference)
+        if differences := bias_differences(system, reference):
+            yield BiasDifference(system.name, reference.name, mean_difference(differences))
 
 
 def bias_band(system: SystemResult) -> Band | None:
@@ -684,7 +723,7 @@ def bias_band(system: SystemResult) -> Band | None:
             biases := [
                 check.bias
                 for run in system.runs
-                if (check := run.evaluations[number].values) is not None
+                if (check := run.evaluations[number].values) is not None and check.finite
             ]
         )
         == len(system.runs)  # else the runs of the curve would change on the way
@@ -740,7 +779,7 @@ def _bias_pictures(
     )
 
 
-def _system(name: str, results: Sequence[RunResult], threshold: float | None) -> SystemResult:
+def _system(name: str, results: Sequence[RunResult], environment: SuiteEnvironment) -> SystemResult:
     runs = tuple(sorted(results, key=lambda result: result.run.seed_index))
     origin = runs[0].run.system
     implementation = _implementation(origin)
@@ -757,6 +796,7 @@ def _system(name: str, results: Sequence[RunResult], threshold: float | None) ->
         label = f"{variant}, host's own"
     else:
         label = variant
+    low, high = environment.score_range or (0.0, 0.0)
     seconds = [run.timing.training_seconds for run in runs]
     peaks = [run.timing.peak_memory for run in runs if run.timing.peak_memory is not None]
     return SystemResult(
@@ -778,8 +818,8 @@ def _system(name: str, results: Sequence[RunResult], threshold: float | None) ->
         ),
         seconds=estimate(seconds),
         memory=estimate([peak / 2**20 for peak in peaks]) if len(peaks) == len(runs) else None,
-        failed=sum(run.scores[-1] <= run.scores[0] for run in runs),
-        solved_at=tuple(_reaches(run, threshold) for run in runs),
+        failed=sum(run.scores[-1] - run.scores[0] <= LEARNED * (high - low) for run in runs),
+        solved_at=tuple(_reaches(run, environment.threshold) for run in runs),
     )
 
 
@@ -828,6 +868,7 @@ def _difference(system: SystemResult, reference: SystemResult, margin: float | N
         mean_difference(samples),
         system.steps_per_second.mean / reference.steps_per_second.mean,
         equivalence(samples, margin) if margin and len(samples) >= MIN_SAMPLES else None,
+        idle=system.failed + reference.failed == len(system.runs) + len(reference.runs),
     )
 
 
@@ -882,15 +923,16 @@ def _across(environments: Sequence[EnvironmentReport]) -> AcrossReport | None:
         return None
     scores: dict[str, list[list[float]]] = {}
     for system in ranged[0].systems:
-        rows = [
-            [(value - low) / (high - low) for value in found.area.samples]
-            for each in ranged
-            for low, high in [each.score_range or (0.0, 1.0)]
-            for found in each.systems
-            if found.name == system.name and len(found.runs) >= MIN_SAMPLES
-        ]
-        if len(rows) == len(ranged):
-            scores[system.name] = rows
+        runs = _common_runs(system.name, ranged)
+        if len(runs[0]) >= MIN_SAMPLES:
+            scores[system.name] = [
+                [
+                    (normalised_area(run.timesteps, run.scores) - low) / (high - low)
+                    for run in members
+                ]
+                for members, each in zip(runs, ranged, strict=True)
+                for low, high in [each.score_range or (0.0, 1.0)]
+            ]
     if not scores:
         return None
     found = [system for system in ranged[0].systems if system.name in scores]
@@ -940,6 +982,24 @@ def _across(environments: Sequence[EnvironmentReport]) -> AcrossReport | None:
     )
 
 
+def _common_runs(
+    name: str, environments: Sequence[EnvironmentReport]
+) -> list[tuple[RunResult, ...]]:
+    """A system's runs with the seeds that it has on every environment: with more on one, that one
+    would count more."""
+    found = [
+        {
+            run.run.seed_index: run
+            for each in there.systems
+            if each.name == name
+            for run in each.runs
+        }
+        for there in environments
+    ]
+    seeds = sorted(set.intersection(*map(set, found)))
+    return [tuple(runs[seed] for seed in seeds) for runs in found]
+
+
 def _efficiency(
     environments: Sequence[EnvironmentReport], found: Sequence[SystemResult]
 ) -> Iterable[Picture]:
@@ -954,11 +1014,11 @@ def _efficiency(
     lines = {}
     for system in found:
         runs = [
-            [(np.array(run.scores) - low) / (high - low) for run in here.runs]
-            for each in environments
+            [(np.array(run.scores) - low) / (high - low) for run in members]
+            for members, each in zip(
+                _common_runs(system.name, environments), environments, strict=True
+            )
             for low, high in [each.score_range or (0.0, 1.0)]
-            for here in each.systems
-            if here.name == system.name
         ]
         lines[system.name] = dataclasses.replace(variant_line(system), band=iqm_curve(x, runs))
     low = min(float(line.band.low.min()) for line in lines.values())
@@ -1070,9 +1130,13 @@ def _verdicts(environments: Sequence[EnvironmentReport]) -> Iterable[str]:
     if not hosts:
         return
     text = _verdict("Adapters against their hosts' own DQN", hosts)
-    if tested := [each.equivalence for _, each in hosts if each.equivalence is not None]:
-        same = sum(each.equivalent for each in tested)
-        text += f" Equivalence within the margin of the suite is shown in {same} of {len(tested)}."
+    tested = [each for _, each in hosts if each.equivalence is not None]
+    if tested:
+        telling = [each.equivalence for each in tested if not each.idle]
+        same = sum(each is not None and each.equivalent for each in telling)
+        text += f" Equivalence within the margin of the suite is shown in {same} of {len(telling)}"
+        idle = len(tested) - len(telling)
+        text += f"; in {idle} more neither learned anything." if idle else "."
     yield text
 
 
@@ -1110,7 +1174,7 @@ def _on_one(environment: EnvironmentReport) -> Iterable[str]:
     yield f"{text}. Untrained networks score {_span(start)}."
     if text := _variant_means(environment.systems):
         yield text
-    yield _worse_than_untrained(environment.systems)
+    yield _nothing_learned(environment.systems)
     if environment.overestimation:
         yield _overestimated(environment)
     fastest = max(environment.systems, key=lambda system: system.steps_per_second.mean)
@@ -1140,16 +1204,13 @@ def _variant_means(found: Sequence[SystemResult]) -> str:
     )
 
 
-def _worse_than_untrained(found: Sequence[SystemResult]) -> str:
+def _nothing_learned(found: Sequence[SystemResult]) -> str:
     worse = {system.name: system.failed for system in found}
     names = [f"{name} ({count})" for name, count in worse.items() if count]
     if not names:
-        return "Every run ends above its untrained score."
+        return "Every run learned something."
     runs = sum(len(system.runs) for system in found)
-    return (
-        f"{sum(worse.values())} of {runs} runs end no higher than they began, untrained: "
-        f"{join_and(names)}."
-    )
+    return f"{sum(worse.values())} of {runs} runs learned nothing: {join_and(names)}."
 
 
 def _overestimated(environment: EnvironmentReport) -> str:
@@ -1305,7 +1366,12 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 def show_estimate(value: Estimate) -> str:
     """`12.3 [10.1, 14.5]` is a mean with its interval, `12.3 (10.1 to 14.5)` one with the range."""
-    return f"{show_number(value.mean)} {show_bounds(value)}".rstrip()
+    return f"{show_mean(value)} {show_bounds(value)}".rstrip()
+
+
+def show_mean(value: Estimate) -> str:
+    """With as many decimals as `show_bounds`."""
+    return show_number(value.mean, _decimals(value))
 
 
 def show_difference(value: Estimate) -> str:
@@ -1316,9 +1382,16 @@ def show_difference(value: Estimate) -> str:
 def show_bounds(value: Estimate) -> str:
     if value.n == 1:
         return ""
+    decimals = _decimals(value)
     if value.kind == "range":
-        return f"({show_number(value.low)} to {show_number(value.high)})"
-    return f"[{show_number(value.low)}, {show_number(value.high)}]"
+        return f"({show_number(value.low, decimals)} to {show_number(value.high, decimals)})"
+    return f"[{show_number(value.low, decimals)}, {show_number(value.high, decimals)}]"
+
+
+def _decimals(value: Estimate) -> int:
+    """Two more digits where scores are below 1."""
+    largest = max(abs(value.low), abs(value.mean), abs(value.high))
+    return 1 if largest >= 1 or largest == 0 else 2 if largest >= 0.1 else 3
 
 
 def show_aggregate(value: Aggregate) -> str:
@@ -1346,7 +1419,8 @@ def _two_decimals(value: float) -> str:
 
 def show_equivalence(difference: Difference) -> str:
     """Whether two systems are shown to score the same."""
-    return _equivalent(difference.equivalence)
+    text = _equivalent(difference.equivalence)
+    return f"{text}; neither learned" if difference.idle else text
 
 
 def _equivalent(found: Equivalence | None) -> str:
@@ -1370,8 +1444,9 @@ def _by_value(mapping: Mapping[str, str]) -> list[tuple[str, list[str]]]:
     return list(groups.items())
 
 
-def show_number(value: float) -> str:
-    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{round(value, 1) + 0.0:.1f}"  # no -0.0
+def show_number(value: float, decimals: int = 1) -> str:
+    rounded = round(value, decimals) + 0.0  # no -0.0
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{rounded:.{decimals}f}"
     return text.replace("-", "\N{MINUS SIGN}")
 
 
@@ -1393,8 +1468,13 @@ def join_and(items: Sequence[str]) -> str:
     return f"{', '.join(items[:-1])} and {items[-1]}"
 
 
-def _slug(spec: EnvironmentSpec) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", spec.title.lower()).strip("-")
+def _slugs(titles: Sequence[str]) -> dict[str, str]:
+    """Names of files; those that would be the same, or empty, are numbered."""
+    plain = [re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") for title in titles]
+    return {
+        title: slug if slug and plain.count(slug) == 1 else f"{slug or 'environment'}-{number}"
+        for number, (title, slug) in enumerate(zip(titles, plain, strict=True), 1)
+    }
 
 
 def _render(template: str, report: Report, *, autoescape: bool) -> str:
@@ -1409,6 +1489,7 @@ def _render(template: str, report: Report, *, autoescape: bool) -> str:
     environment.filters.update(
         estimate=show_estimate,
         bounds=show_bounds,
+        mean=show_mean,
         number=show_number,
         count=_count,
         aggregate=show_aggregate,
@@ -1431,7 +1512,12 @@ def _render(template: str, report: Report, *, autoescape: bool) -> str:
         cell=lambda text: " ".join(text.split()).replace("|", "\\|"),
     )
     return environment.get_template(template).render(
-        report=report, suite=report.suite, cut=CUT, last_episodes=LAST_EPISODES
+        report=report,
+        suite=report.suite,
+        cut=CUT,
+        last_episodes=LAST_EPISODES,
+        learned=LEARNED,
+        min_samples=MIN_SAMPLES,
     )
 
 

@@ -132,8 +132,9 @@ class Store:
         """
         with self._arriving(result.run) as directory:
             _write(directory / "spec.json", _json(result.run.to_dict(), indent=2))
-            _write(directory / "evaluations.jsonl", _lines(result.evaluations))
-            _write(directory / "episodes.jsonl", _lines(result.episodes))
+            evaluations = (each.to_dict() for each in result.evaluations)
+            _write(directory / "evaluations.jsonl", _lines(evaluations))
+            _write(directory / "episodes.jsonl", _lines(map(asdict, result.episodes)))
             _write(
                 directory / "result.json",
                 _json(
@@ -320,11 +321,8 @@ def _json(values: Any, indent: int | None = None) -> str:
     return json.dumps(values, indent=indent, allow_nan=False) + "\n"
 
 
-def _lines(records: Iterable[Evaluation | Episode]) -> str:
-    rows = map(asdict, records)
-    return "".join(
-        _json({name: value for name, value in row.items() if value is not None}) for row in rows
-    )
+def _lines(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(map(_json, rows))
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import tomllib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,12 +23,20 @@ from dqn_adapters.benchmark import systems as systems_
 from dqn_adapters.benchmark.locating import Source
 from dqn_adapters.benchmark.recorder import make_environment
 from dqn_adapters.benchmark.spec import EnvironmentSpec, EvaluationSpec, RunSpec
-from dqn_adapters.benchmark.systems import System
+from dqn_adapters.benchmark.systems import ALL_SYSTEMS, System
 from dqn_adapters.config import DQNConfig
 from dqn_adapters.networks import image_network
 
 LOCAL_SUITES = Path("benchmarks/suites")
 BUILT_IN_SUITES = Path(__file__).parent / "suites"
+
+_LONGEST_LABEL = 80
+"""Runs are directories that have their system's label in their names."""
+
+_LABEL = (
+    f"a text of at most {_LONGEST_LABEL} printable characters without |, which does not begin "
+    "with an underscore"
+)
 
 
 class SuiteError(ValueError):
@@ -173,13 +183,30 @@ class Suite:
             for system in reversed(self.systems)
         ]
 
-    @property
+    @cached_property
     def protocols(self) -> dict[str, SuiteEnvironment]:
         """The environments, by what runs must share with the suite's to be compared with them."""
         return {
             self.run(environment, self.systems[0], self.seeds[0]).protocol: environment
             for environment in self.environments
         }
+
+    def belongs(self, run: RunSpec) -> SuiteEnvironment | None:
+        """The environment of the suite on which a finished run may be compared with the suite's.
+
+        None: the run is of another configuration than the suite has now, of other settings under
+        the label of one of its systems, or as its library ships it among levelled ones, or the
+        other way round.
+        """
+        environment = self.protocols.get(run.protocol)
+        shipped = any(each.shipped for each in ALL_SYSTEMS if each.name == run.system)
+        if environment is None or shipped != self.shipped:
+            return None
+        for system in self.systems:
+            if system.name == run.title:
+                same = self.run(environment, system, run.seed_index).identity == run.identity
+                return environment if same else None
+        return environment
 
     def run(self, environment: SuiteEnvironment, system: System, seed: int) -> RunSpec:
         """One of them."""
@@ -199,9 +226,17 @@ class Suite:
         """The suite with other systems.
 
         Raises:
-            SuiteError: a name is unknown, or the system cannot run the configuration.
+            SuiteError: a name is unknown, the system cannot run the configuration, or it is
+                shipped and the suite is levelled, or the other way round.
         """
         chosen = dataclasses.replace(self, systems=_systems(names, "--systems", self.systems))
+        if chosen.shipped != self.shipped:
+            kinds = ("levelled", "as their libraries ship them")
+            raise SuiteError(
+                f"--systems {','.join(names)}: suite {self.name!r} has systems "
+                f"{kinds[self.shipped]}, and these are {kinds[chosen.shipped]}; the two are never "
+                "compared, so they need a suite of their own"
+            )
         _check_systems(chosen, "--systems")
         return chosen
 
@@ -365,9 +400,14 @@ def _environment(table: _Table, config: DQNConfig, evaluation: EvaluationSpec) -
     environment = SuiteEnvironment(
         EnvironmentSpec(
             id=table.take("id", _is_text, "the id of a Gymnasium environment"),
-            kwargs=table.take("kwargs", lambda value: isinstance(value, dict), "a table", {}),
+            kwargs=table.take(
+                "kwargs",
+                lambda value: isinstance(value, dict) and _is_json(value),
+                "a table of texts, finite numbers, booleans, lists and tables",
+                {},
+            ),
             max_episode_steps=table.integer("max_episode_steps", low=1, default=None),
-            label=table.take("label", _is_text, "a text", default=""),
+            label=table.take("label", _is_label, _LABEL, default=""),
             reward_noise=float(
                 table.take("reward_noise", _is_positive, "a standard deviation > 0", default=0.0)
             ),
@@ -478,7 +518,12 @@ def _listed_systems(
             continue
         table = _Table(entry, top.source, f"systems.{number}")
         name = table.take("system", _is_text, "the name of a system")
-        label = table.take("label", _is_text, "a text", default=name)
+        label = table.take(
+            "label",
+            lambda value: _is_label(value) and "," not in value,
+            f"{_LABEL}, without a comma",
+            default=name,
+        )
         settings = table.table("config", default={})
         table.finish()
         found = _systems([name], table.at("system"))
@@ -573,8 +618,10 @@ def _check_environment(spec: EnvironmentSpec, source: str, systems: Sequence[Sys
     except gym.error.Error as error:
         # Gymnasium's own message has the spelling mistake or the missing package.
         raise SuiteError(f"{source}: environment {spec.id!r}: {error}") from error
-    except (ImportError, TypeError) as error:
-        raise SuiteError(f"{source}: environment {spec.id!r} cannot be made: {error}") from error
+    except Exception as error:  # an environment may raise whatever it likes at its arguments
+        raise SuiteError(
+            f"{source}: environment {spec.id!r} cannot be made: {type(error).__name__}: {error}"
+        ) from error
     try:
         if not isinstance(environment.action_space, gym.spaces.Discrete):
             raise SuiteError(
@@ -587,6 +634,12 @@ def _check_environment(spec: EnvironmentSpec, source: str, systems: Sequence[Sys
                 "end; set max_episode_steps"
             )
         space = environment.observation_space
+        for system in systems:
+            if not _observes(system, space):
+                raise SuiteError(
+                    f"{source}: environment {spec.id!r} has the observation space {space}, for "
+                    f"which system {system.name!r} has no network in the harness"
+                )
         parts = space.values() if isinstance(space, gym.spaces.Dict) else [space]
         if any(map(image_network, parts)):
             for system in systems:
@@ -598,6 +651,15 @@ def _check_environment(spec: EnvironmentSpec, source: str, systems: Sequence[Sys
                     )
     finally:
         environment.close()
+
+
+def _observes(system: System, space: gym.Space[Any]) -> bool:
+    """Whether the network that the harness gives to a system takes these observations."""
+    if system.requires is None:
+        return True
+    if system.implementation.startswith("tianshou"):
+        return isinstance(space, gym.spaces.Box)
+    return not isinstance(space, gym.spaces.Dict)
 
 
 class _Table:
@@ -701,7 +763,27 @@ def _is_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_label(value: object) -> bool:
+    """Labels stand in names of directories, in tables and in legends, which leave out what begins
+    with an underscore."""
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= _LONGEST_LABEL
+        and value.isprintable()
+        and "|" not in value
+        and not value.startswith("_")
+    )
+
+
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _is_positive(value: object) -> bool:

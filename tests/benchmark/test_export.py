@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import importlib.machinery
+import json
 import sys
 import types
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from benchmark.test_cli import invoke
 from benchmark.test_report import result, rising
 
-from dqn_adapters.benchmark import Suite, load_suite
+from dqn_adapters.benchmark import RunSpec, Suite, load_suite
 from dqn_adapters.benchmark.export import curves, write_csv
 from dqn_adapters.benchmark.recorder import ValueCheck
 from dqn_adapters.benchmark.report import collect
@@ -75,6 +76,16 @@ def test_curves_as_csv(write_suite: Write, tmp_path: Path) -> None:
     assert [(row["timestep"], row["return"]) for row in episodes] == [("9", "9.0")] * 4
     assert not list(folder.glob(".*"))
     assert not (folder / "values.csv").exists()
+    finished = rows(folder / "runs.csv")
+    assert [row["run"] for row in finished] == [run.name for run in suite.runs()[1:]]
+    first = finished[0]
+    assert (first["training_seconds"], first["updates"], first["peak_memory"]) == (
+        "2.0",
+        "24",
+        str(3 << 20),
+    )
+    assert json.loads(first["versions"])["torch"] == "2.13.0"
+    assert RunSpec.from_dict(json.loads(first["spec"])) == suite.runs()[1]
 
 
 def test_another_label_is_another_word_and_not_another_run(

@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import math
 from typing import Any
 
 import gymnasium as gym
@@ -7,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dqn_adapters import DQNConfig
-from dqn_adapters.benchmark import EnvironmentSpec, EvaluationSpec, Recorder, RunSpec
+from dqn_adapters.benchmark import EnvironmentSpec, Evaluation, EvaluationSpec, Recorder, RunSpec
 from dqn_adapters.benchmark import recorder as module
 from dqn_adapters.benchmark.recorder import ValueWatch, evaluate, make_environment
 
@@ -102,6 +104,65 @@ def test_estimates_are_held_against_the_discounted_returns() -> None:
     assert found.diverged
     assert not value_check(0, 0.5, [5.0, 3.0, -7.9]).diverged
     assert not value_check(0, 1.0, [5.0, 3.0, 1e9]).diverged  # nothing is impossible
+
+
+@pytest.mark.parametrize("estimate", [math.inf, -math.inf, math.nan])
+def test_an_estimate_that_is_no_number_is_a_divergence(estimate: float) -> None:
+    for gamma in (0.5, 1.0):
+        found = value_check(0, gamma, [5.0, estimate, -9.0])
+        assert found.diverged
+        assert not found.finite
+        evaluation = Evaluation(8, (7.0,), (3,), found)
+        text = json.dumps(evaluation.to_dict(), allow_nan=False)
+        assert Evaluation.from_dict(json.loads(text)) == evaluation
+
+
+def test_what_is_possible_is_known_from_training_too() -> None:
+    """Greedy play may earn nothing where exploration has; an estimate above 0 is right then."""
+    noisy = EnvironmentSpec("CartPole-v1", max_episode_steps=50, reward_noise=9.0)
+    run = dataclasses.replace(
+        RUN, environment=noisy, evaluation=dataclasses.replace(RUN.evaluation, values=True)
+    )
+    recorder = Recorder(run)
+    environment = recorder.environment()
+    environment.reset()
+    environment.unwrapped.step = lambda action: (np.zeros(4, np.float32), 3.0, False, False, {})
+    recorder.start(
+        lambda observations: np.zeros(len(observations), np.int64),  # falls before the time limit
+        lambda observations: np.full(len(observations), 200.0),
+    )
+    for _ in range(12):
+        environment.step(0)
+        recorder.observe()
+    untrained, trained = (each.values for each in recorder.evaluations)
+    assert untrained is not None
+    assert trained is not None
+    assert (untrained.possible, untrained.diverged) == (pytest.approx(1 / 0.01), True)
+    assert (trained.possible, trained.diverged) == (pytest.approx(3 / 0.01), False)
+
+
+class Named(gym.Env[dict[str, Any], int]):
+    """A Dict of observations; one step."""
+
+    observation_space = gym.spaces.Dict(
+        {"a": gym.spaces.Box(0.0, 9.0, (2,)), "b": gym.spaces.Discrete(3)}
+    )
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {"a": np.full(2, seed, np.float32), "b": np.int64(2)}, {}
+
+    def step(self, action: int) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        return self.reset(seed=0)[0], float(action), True, False, {}
+
+
+def test_dicts_of_observations_are_evaluated_as_batches() -> None:
+    def greedy(observations: Any) -> NDArray[Any]:
+        assert observations["a"].tolist() == [[4.0, 4.0], [5.0, 5.0]]
+        assert observations["b"].tolist() == [2, 2]
+        return np.array([0, 1])
+
+    assert evaluate(greedy, [Named(), Named()], [4, 5]) == ((0.0, 1.0), (1, 1))
 
 
 def test_states_near_a_cut_are_left_out() -> None:
@@ -284,7 +345,19 @@ def test_a_system_that_does_not_observe_is_told() -> None:
     for step in range(20):
         if environment.step(step % 2)[2]:
             environment.reset()
-    with pytest.raises(RuntimeError, match="did not call observe.. between environment steps 12"):
+    with pytest.raises(RuntimeError, match="observe.. at environment step 20 and not at 12,"):
+        recorder.observe()
+
+
+def test_a_system_that_observes_beside_the_schedule_is_told() -> None:
+    """Else its run would be stored and not be read again."""
+    recorder = Recorder(RUN)
+    environment = recorder.environment()
+    environment.reset()
+    recorder.start(follow_the_pole)
+    for step in range(14):
+        environment.step(step % 2)
+    with pytest.raises(RuntimeError, match="observe.. at environment step 14 and not at 12,"):
         recorder.observe()
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import re
 import shutil
 import subprocess
@@ -9,12 +10,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmark.conftest import suite_text
+from scipy import stats
 
 from dqn_adapters.benchmark import Evaluation, RunSpec, Suite, figures, load_suite
 from dqn_adapters.benchmark.recorder import Episode, ValueCheck
-from dqn_adapters.benchmark.report import NotRun, ReportError, collect, score_limits, write_report
+from dqn_adapters.benchmark.report import (
+    NotRun,
+    ReportError,
+    _slugs,
+    collect,
+    score_limits,
+    show_equivalence,
+    show_estimate,
+    write_report,
+)
+from dqn_adapters.benchmark.statistics import Estimate
 from dqn_adapters.benchmark.store import Failure, RunResult, Store, Timing
-from dqn_adapters.benchmark.systems import SYSTEMS
+from dqn_adapters.benchmark.suite import SuiteError
+from dqn_adapters.benchmark.systems import SYSTEMS, find
+from dqn_adapters.config import DQNConfig
 
 Make = Callable[..., Suite]
 
@@ -409,11 +423,11 @@ def test_overestimation_is_told_if_the_suite_asks_for_it(
     assert (double.diverged, double.left_out) == (0, 2)
     (difference,) = report.environments[0].bias_differences
     assert (difference.system, difference.reference) == ("native-double", "native-target")
-    assert difference.bias.samples == (-2.5, -3.0)
+    assert difference.bias.samples == (-4.0, -5.0)  # of the one evaluation that both have
     (told,) = (line for line in report.summary if "minus what was then earned" in line)
     told = told.replace("\N{MINUS SIGN}", "-")
     assert "native-double -1.00 (-1.00 to -1.00)" in told
-    assert "seed by seed native-double minus native-target is -2.75 (-3.00 to -2.50)" in told
+    assert "seed by seed native-double minus native-target is -4.50 (-5.00 to -4.00)" in told
     page = write_report(suite, store, tmp_path / "out", asked_as="small")
     for text in (Page(page).text, page.with_suffix(".md").read_text()):
         assert "training has normal noise of standard deviation 0.5" in text
@@ -431,13 +445,11 @@ def test_few_seeds_get_ranges_and_many_get_intervals(make_suite: Make, store: St
     suite = make_suite(["native-double"])
     fill(suite, store)
     report = collect(suite, store, asked_as="small")
-    assert not report.intervals
     assert "no honest confidence interval" in " ".join(report.summary)
 
     more = suite.replace_seeds(6)
     fill(more, store)
     report = collect(suite, store, asked_as="small")  # seeds beyond the suite's count too
-    assert report.intervals
     assert "95% confidence intervals" in " ".join(report.summary)
     assert report.commands[0] == "dqn-bench run small --seeds 6"
     assert report.seeds == {"native-double": "0 to 5"}
@@ -462,7 +474,137 @@ def test_runs_that_did_not_learn_are_named(make_suite: Make, store: Store) -> No
     suite = make_suite(["native-double", "native-vanilla"])
     fill(suite, store, lambda run, step: 9.0 if run.config.variant == "vanilla" else 9.0 + step)
     summary = " ".join(collect(suite, store, asked_as="small").summary)
-    assert "2 of 4 runs end no higher than they began, untrained: native-vanilla (2" in summary
+    assert "2 of 4 runs learned nothing: native-vanilla (2" in summary
+
+
+def test_a_twentieth_of_the_range_is_nothing_learned(make_suite: Make, store: Store) -> None:
+    suite = make_suite(
+        ["native-double", "native-vanilla"], seeds=2, environment_extra="score_range = [10, 210]"
+    )
+    gain = {"native-vanilla": 10.0, "native-double": 10.5}  # of 200
+    fill(suite, store, lambda run, step: 10 + gain[run.system] * (step > 0))
+    vanilla, double = collect(suite, store, asked_as="small").environments[0].systems
+    assert (vanilla.name, vanilla.failed) == ("native-vanilla", 2)
+    assert double.failed == 0
+
+
+def test_that_two_score_the_same_says_nothing_where_neither_learns(
+    make_suite: Make, store: Store
+) -> None:
+    suite = make_suite(["sb3-target", "sb3-reference"], seeds=5, environment_extra="margin = 3")
+    fill(suite, store, lambda run, step: 9.0)
+    report = collect(suite, store, asked_as="small")
+    (difference,) = report.environments[0].differences
+    assert difference.idle
+    assert show_equivalence(difference) == "yes, p < 0.001, [0.0, 0.0]; neither learned"
+    told = "is shown in 0 of 0; in 1 more neither learned anything."
+    assert told in "\n".join(report.summary)
+
+
+def test_one_label_is_one_configuration(make_suite: Make, store: Store) -> None:
+    """A system of the suite that was trained under its label with other settings is left out."""
+    suite = make_suite(["native-double"], seeds=5)
+    fill(suite, store)
+
+    def tuned(rate: float) -> Suite:
+        system = dataclasses.replace(
+            suite.systems[0], name="tuned", base="native-double", settings={"learning_rate": rate}
+        )
+        return dataclasses.replace(suite, systems=(suite.systems[0], system))
+
+    fill(tuned(1e-3), store, lambda run, step: 100.0)
+    fill(tuned(5e-4), store, lambda run, step: 20.0)
+    report = collect(tuned(5e-4), store, asked_as="small")
+    assert report.foreign == 5
+    (system,) = (each for each in report.environments[0].systems if each.name == "tuned")
+    assert system.final.samples == (21.0,) * 5
+    with pytest.raises(ReportError, match="label 'tuned', .* stands for two configurations"):
+        collect(suite, store, asked_as="small")
+
+
+def test_shipped_systems_are_not_taken_among_levelled_ones(make_suite: Make, store: Store) -> None:
+    levelled = make_suite(["sb3-target"], seeds=1)
+    levelled = dataclasses.replace(
+        levelled,
+        config=DQNConfig(),
+        environments=tuple(
+            dataclasses.replace(each, config=DQNConfig()) for each in levelled.environments
+        ),
+    )
+    shipped = dataclasses.replace(levelled, systems=tuple(find("sb3-reference-shipped")))
+    fill(levelled, store)
+    fill(shipped, store)
+    for suite in (levelled, shipped):
+        report = collect(suite, store, asked_as="small")
+        assert [each.name for each in report.environments[0].systems] == [suite.systems[0].name]
+        assert report.foreign == 1
+    with pytest.raises(SuiteError, match="levelled, and these are as their libraries ship them"):
+        levelled.replace_systems(["shipped"])
+
+
+def test_names_of_pictures_differ_where_labels_hardly_do() -> None:
+    assert _slugs(["Noise +1", "Noise -1", "\u5012\u7acb", "Acrobot-v1"]) == {
+        "Noise +1": "noise-1-1",
+        "Noise -1": "noise-1-2",
+        "\u5012\u7acb": "environment-3",
+        "Acrobot-v1": "acrobot-v1",
+    }
+
+
+def test_a_dollar_in_a_label_is_a_dollar(make_suite: Make, store: Store, tmp_path: Path) -> None:
+    suite = make_suite(["native-double"])
+    system = dataclasses.replace(suite.systems[0], name="cost $_$ x", base="native-double")
+    suite = dataclasses.replace(suite, systems=(system,))
+    fill(suite, store)
+    assert "cost $_$ x" in Page(write_report(suite, store, tmp_path, asked_as="small")).text
+
+
+def test_small_scores_have_decimals() -> None:
+    assert show_estimate(Estimate(0.037, 0.021, 0.053, (0.0,) * 5, "interval")) == (
+        "0.037 [0.021, 0.053]"
+    )
+    assert show_estimate(Estimate(0.42, 0.3, 0.5, (0.0,) * 5, "interval")) == "0.42 [0.30, 0.50]"
+    assert show_estimate(Estimate(9.42, 9.3, 9.5, (0.0,) * 5, "interval")) == "9.4 [9.3, 9.5]"
+
+
+def test_what_counts_twice_on_one_environment_is_left_out_of_all(
+    make_suite: Make, store: Store
+) -> None:
+    suite = make_suite(["native-double"], seeds=8, environment_extra=TWO)
+    for run in suite.runs():
+        if run.environment.id == "CartPole-v1" or run.seed_index < 5:
+            store.save(result(run, rising))
+    across = collect(suite, store, asked_as="small").across
+    assert across is not None
+    # The areas of 5 seeds: 42 .. 82 on both, the first of [0, 100], the second of [-50, 150].
+    first, second = np.arange(42, 83, 10) / 100, (np.arange(42, 83, 10) + 50) / 200
+    iqm = stats.trim_mean(np.concatenate([first, second]), 0.25)
+    assert across.rows[0].iqm.value == pytest.approx(iqm)
+
+
+def test_an_estimate_that_is_no_number_is_a_divergence_and_in_no_mean(
+    make_suite: Make, store: Store
+) -> None:
+    suite = make_suite(["native-target", "native-double"], seeds=1)
+    for run in suite.runs():
+        plain = result(run, rising)
+        first, second, third = plain.evaluations
+        good = ValueCheck(4, 3.0, 1.0, 0.5, 3.0, 100.0)
+        bad = ValueCheck(4, math.inf, 1.0, 0.5, math.inf, 100.0)
+        later = bad if run.config.variant == "target" else dataclasses.replace(good, estimate=9.0)
+        evaluations = (
+            first,
+            dataclasses.replace(second, values=good),
+            dataclasses.replace(third, values=later),
+        )
+        store.save(dataclasses.replace(plain, evaluations=evaluations))
+        assert store.load(run.name).evaluations == evaluations
+    environment = collect(suite, store, asked_as="small").environments[0]
+    target, double = environment.overestimation
+    assert (target.bias.mean, target.diverged, target.left_out) == (2.0, 1, 1)
+    assert (double.bias.mean, double.diverged, double.left_out) == (5.0, 0, 0)
+    # Of the evaluation that both have.
+    assert environment.bias_differences[0].bias.samples == (0.0,)
 
 
 def test_what_was_not_run_is_said_in_as_few_lines_as_say_it(

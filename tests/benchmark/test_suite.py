@@ -96,6 +96,7 @@ def test_a_system_may_have_settings_of_its_own(write_suite: Write) -> None:
         ('label = "duel", ', "", r"\[systems.2\] label is missing; a system with settings"),
         ('"duel"', '"native-target"', "label = 'native-target' is not accepted.*no other system"),
         ('"duel"', '"sb3"', "label = 'sb3' is not accepted"),
+        ('"duel"', '"a,b"', "label = 'a,b' is not accepted.*without a comma"),
         ('system = "native-double"', 'system = "native"', "one of native-vanilla, native-target"),
         ('system = "native-double"', 'system = "natve"', r"\[systems.2\] system: unknown system"),
         ("dueling = true", "duelling = true", r"\[systems.2.config\] duelling is not known"),
@@ -193,6 +194,15 @@ def test_seeds_can_be_added_and_taken_away(make_suite: Make) -> None:
         ('-v1"', '-v1"\nscore_range = [5, 5]', r"score_range = \[5, 5\].*two numbers, \[low"),
         ('-v1"', '-v1"\nmargin = 0', "margin = 0 is not accepted; it must be a number > 0"),
         ('"native-double"', '"no_such_module:train"', "cannot be imported.*no_such_module"),
+        ('-v1"', '-v1"\nthreshold = nan', "threshold = nan is not accepted; it must be a number"),
+        ('-v1"', '-v1"\nmargin = inf', "margin = inf is not accepted"),
+        ('-v1"', '-v1"\nscore_range = [-inf, 0]', "score_range = .* is not accepted"),
+        ('-v1"', '-v1"\nreward_noise = inf', "reward_noise = inf is not accepted"),
+        ('-v1"', '-v1"\nkwargs = { a = nan }', "kwargs = .* is not accepted.*finite numbers"),
+        ('-v1"', '-v1"\nkwargs = { a = 2020-01-01 }', "kwargs = .* is not accepted"),
+        ('-v1"', '-v1"\nlabel = "a|b"', r"label = 'a\|b' is not accepted.*without \|"),
+        ('-v1"', '-v1"\nlabel = "_a"', "label = '_a' is not accepted.*underscore"),
+        ('-v1"', f'-v1"\nlabel = "{81 * "a"}"', "is not accepted.*at most 80"),
         ('"native-double"', '"benchmark.fake_systems:lerns"', "cannot be imported"),
         ('"native-double"', '"benchmark.fake_systems:NOT_A_FUNCTION"', "is not a function"),
     ],
@@ -251,6 +261,8 @@ def test_a_target_period_must_be_whole_in_tianshous_updates(write_suite: Write) 
         ("NoSuchEnvironment-v0", "", "NoSuchEnvironment"),
         ("Pendulum-v1", "", "needs a Discrete one"),
         ("CartPole-v1", "kwargs = { colour = 3 }", "cannot be made.*colour"),
+        ("FrozenLake-v1", 'kwargs = { map_name = "9x9" }', "cannot be made: KeyError: '9x9'"),
+        ("a:b:C-v0", "", "cannot be made: ValueError"),
     ],
 )
 def test_an_environment_that_cannot_be_used_is_refused(
@@ -258,6 +270,14 @@ def test_an_environment_that_cannot_be_used_is_refused(
 ) -> None:
     suite = make_suite(["native-double"], environment=environment, environment_extra=extra)
     with pytest.raises(SuiteError, match=message):
+        suite.check_runnable()
+
+
+def test_observations_without_a_network_in_the_harness_are_refused(make_suite: Make) -> None:
+    for system in ("native-double", "sb3-double"):
+        make_suite([system], environment="FrozenLake-v1").check_runnable()
+    suite = make_suite(["tianshou-double"], environment="FrozenLake-v1")
+    with pytest.raises(SuiteError, match=r"Discrete\(16\), for which system 'tianshou-double' has"):
         suite.check_runnable()
 
 
