@@ -43,7 +43,6 @@ DIVERGED = 1_000.0
 """Overestimation beyond which an axis is logarithmic: a linear one would show nothing else."""
 
 _STYLE: dict[Any, Any] = {
-    "text.parse_math": False,  # a label may hold a dollar
     "svg.fonttype": "none",  # real text: small, sharp, searchable
     "svg.hashsalt": "dqn-bench",  # the same numbers give the same file
     "font.family": "sans-serif",
@@ -222,6 +221,11 @@ def example(lines: Sequence[ExampleLine], *, optimal: float) -> str:
         return _svg(figure)
 
 
+def _plain(text: str) -> str:
+    """A user's word for matplotlib, for which dollars begin and end formulas."""
+    return text.replace("$", r"\$")
+
+
 def _curves(
     title: str,
     lines: Sequence[Line],
@@ -236,7 +240,7 @@ def _curves(
         # The axes of panels side by side are equally high, however long the legends are.
         legend_rows = -(-len(lines) // 2)
         figure, axes = _figure(4.0, 2.6 + 0.17 * legend_rows)
-        axes.set_title(title)
+        axes.set_title(_plain(title))
         if threshold is not None:
             axes.axhline(threshold, color=GREY, linewidth=1.0, linestyle=(0, (1, 2)))
         for line in lines:
@@ -254,7 +258,7 @@ def _curves(
                 markersize=4.0,
                 markevery=max(1, len(band.x) // 12),
                 markerfacecolor="white" if line.dashed else line.colour,
-                label=line.label,
+                label=_plain(line.label),
             )
         if symlog:
             axes.set_yscale("symlog", linthresh=1.0)
@@ -289,21 +293,21 @@ def intervals(
     with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x"}):
         rows = sum(len(marks) + 1 for marks in groups.values())
         figure, axes = _figure(4.4, 0.85 + 0.21 * rows)
-        axes.set_title(title)
+        axes.set_title(_plain(title))
         height, ticks, labels = 0.0, [], []
         for heading, marks in groups.items():
             ticks.append(height)
-            labels.append(heading)
+            labels.append(_plain(heading))
             height += 1
             for mark in marks:
                 _interval(axes, height, mark, bar=from_zero)
                 ticks.append(height)
-                labels.append(mark.label)
+                labels.append(_plain(mark.label))
                 height += 1
         axes.set_ylim(height - 0.4, -0.6)
         axes.set_yticks(ticks, labels)
         for text in axes.get_yticklabels():
-            if text.get_text() in groups:
+            if text.get_text() in map(_plain, groups):
                 text.set_fontweight("bold")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
