@@ -647,22 +647,26 @@ def _environment(
             from_zero=True,
         ),
         published=tuple(
-            PublishedRow(each, tuple((system.name, _measure(system, each)) for system in found))
+            PublishedRow(
+                each,
+                tuple(
+                    (system.name, ours)
+                    for system in found
+                    if (ours := _measure(system, each)) is not None
+                ),
+            )
             for each in environment.published
         ),
     )
 
 
-def _measure(system: SystemResult, published: Published) -> Estimate:
-    """What was published, of ours."""
+def _measure(system: SystemResult, published: Published) -> Estimate | None:
+    """What was published, of ours; None: no run has finished a training episode."""
     if published.measure == "final":
         return system.final
-    return estimate(
-        [
-            float(np.mean([each.episode_return for each in run.episodes[-LAST_EPISODES:]]))
-            for run in system.runs
-        ]
-    )
+    last = [run.episodes[-LAST_EPISODES:] for run in system.runs if run.episodes]
+    returns = [float(np.mean([each.episode_return for each in episodes])) for episodes in last]
+    return estimate(returns) if returns else None
 
 
 def value_checks(run: RunResult) -> dict[int, ValueCheck]:

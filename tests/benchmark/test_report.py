@@ -793,6 +793,16 @@ def test_published_scores_stand_beside_ours(make_suite: Make, store: Store, tmp_
     assert {"https://example.org/a", "https://example.org/b"} <= set(shown.references)
 
 
+def test_a_published_training_score_stands_alone_where_no_episode_ended(
+    make_suite: Make, store: Store
+) -> None:
+    suite = make_suite(["native-target"], environment_extra=PUBLISHED)
+    for run in suite.runs():
+        store.save(dataclasses.replace(result(run, rising), episodes=()))
+    training, final = collect(suite, store, asked_as="small").environments[0].published
+    assert (training.ours, len(final.ours)) == ((), 1)
+
+
 def test_environments_with_settings_of_their_own_are_levelled_one_by_one(
     make_suite: Make, store: Store, tmp_path: Path
 ) -> None:
