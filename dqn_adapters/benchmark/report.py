@@ -1065,7 +1065,8 @@ def _summary(
     if not suite.one_configuration:
         under += " per environment"
     yield (
-        f"{_count(len(names), 'system')}, {'each ' if len(names) > 1 else ''}an implementation and a variant of DQN, trained on "
+        f"{_count(len(names), 'system')}, {'each ' if len(names) > 1 else ''}an implementation "
+        "and a variant of DQN, trained on "
         f"{join_and([each.id for each in environments])} for "
         f"{' to '.join(f'{each:,}' for each in dict.fromkeys([steps[0], steps[-1]]))} environment "
         f"steps {under}, with {seeds} "
