@@ -20,11 +20,9 @@ from dqn_adapters.benchmark.report import (
     bias_limits,
     distinct,
     join_and,
-    overestimation,
     score_limits,
     show_difference,
     show_ratio,
-    value_checks,
     variant_line,
 )
 from dqn_adapters.benchmark.statistics import (
@@ -217,13 +215,14 @@ def _claim(number: int, claim: Claim, environments: Sequence[EnvironmentReport])
     found = []
     for environment in environments:
         by_name = {system.name: system for system in environment.systems}
+        biases = {each.system.name: each for each in environment.overestimation}
         effects = [
             Effect(
                 metric,
                 one,
                 other,
                 mean_difference(differences),
-                _values(by_name[other], metric),
+                biases[other].bias if metric == "bias" else _scores(by_name[other], metric),
             )
             for metric in claim.metrics
             for one in claim.having
@@ -239,10 +238,7 @@ def _claim(number: int, claim: Claim, environments: Sequence[EnvironmentReport])
         found.append(
             ClaimOnEnvironment(
                 environment.id,
-                tuple(
-                    Arm(each, overestimation(each) if any(map(value_checks, each.runs)) else None)
-                    for each in members
-                ),
+                tuple(Arm(each, biases.get(each.name)) for each in members),
                 tuple(effects),
                 tuple(pictures),
             )
@@ -250,20 +246,15 @@ def _claim(number: int, claim: Claim, environments: Sequence[EnvironmentReport])
     return ClaimReport(claim, tuple(_verdicts(claim, found)), tuple(found))
 
 
-def _values(system: SystemResult, metric: Metric) -> Estimate:
-    if metric == "bias":
-        return overestimation(system).bias
+def _scores(system: SystemResult, metric: Metric) -> Estimate:
     return system.area if metric == "area" else system.final
 
 
 def _differences(one: SystemResult, other: SystemResult, metric: Metric) -> tuple[float, ...]:
     if metric == "bias":
         return bias_differences(one, other)
-    ours, theirs = _values(one, metric), _values(other, metric)
-    return paired_differences(
-        dict(zip(one.seeds, ours.samples, strict=True)),
-        dict(zip(other.seeds, theirs.samples, strict=True)),
-    )
+    ours, theirs = (each.by_seed(_scores(each, metric)) for each in (one, other))
+    return paired_differences(ours, theirs)
 
 
 def _verdicts(claim: Claim, environments: Sequence[ClaimOnEnvironment]) -> Iterable[str]:

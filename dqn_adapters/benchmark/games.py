@@ -422,8 +422,8 @@ def reports(suite: Suite, results: Sequence[RunResult], folder: Path) -> tuple[G
     """
     found = []
     order = {system.name: number for number, system in enumerate(suite.systems)}
-    for protocol, environment in suite.protocols.items():
-        own = [each for each in results if each.run.protocol == protocol]
+    for environment in suite.environments:
+        own = [each for each in results if suite.belongs(each.run) is environment]
         own.sort(key=lambda each: order.get(each.run.title, len(order)))
         notes: dict[str, list[Mapping[str, Any]]] = {}
         files: dict[str, dict[int, Path]] = {}

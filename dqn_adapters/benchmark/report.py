@@ -140,6 +140,10 @@ class SystemResult:
         """Seed indices of the runs."""
         return tuple(run.run.seed_index for run in self.runs)
 
+    def by_seed(self, value: Estimate) -> dict[int, float]:
+        """The samples of one of the estimates, by seed index."""
+        return dict(zip(self.seeds, value.samples, strict=True))
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -451,7 +455,12 @@ def collect(suite: Suite, store: Store, *, asked_as: str) -> Report:
     """Read the results and compute what the report says; see `write_report`."""
     names = store.names()
     results = list(_load(store, names))
-    used = [result for result in results if suite.belongs(result.run) is not None]
+    placed = [
+        (environment, result)
+        for result in results
+        if (environment := suite.belongs(result.run)) is not None
+    ]
+    used = [result for _, result in placed]
     foreign = len(names) - len(used)
     if not used:
         others = (
@@ -464,12 +473,11 @@ def collect(suite: Suite, store: Store, *, asked_as: str) -> Report:
             f"no run of suite {suite.name!r} is finished in {store.path}{others}. "
             f"Train first: dqn-bench run {asked_as}"
         )
-    _check_labels(used)
     slugs = _slugs([each.spec.title for each in suite.environments])
     environments = tuple(
         _environment(environment, slugs[environment.spec.title], found)
-        for protocol, environment in suite.protocols.items()
-        if (found := [each for each in used if each.run.protocol == protocol])
+        for environment in suite.environments
+        if (found := [result for place, result in placed if place is environment])
     )
     missing = tuple(Missing(run, store.failure(run)) for run in suite.runs() if not store.has(run))
     seeds = _seeds(environments)
@@ -510,24 +518,23 @@ def _seeds(environments: Sequence[EnvironmentReport]) -> dict[str, str]:
         for system in environment.systems:
             found.setdefault(system.name, {})[environment.id] = _ranges(system.seeds)
     return {
-        name: where.popitem()[1]
-        if len(set(where.values())) == 1
-        else ", ".join(f"{seeds} on {environment}" for environment, seeds in where.items())
+        name: ", ".join(f"{seeds} on {environment}" for environment, seeds in where.items())
+        if len(set(where.values())) > 1
+        else next(iter(where.values()))
         for name, where in found.items()
     }
 
 
-def _check_labels(used: Sequence[RunResult]) -> None:
-    """Raise `ReportError` if one label stands for two systems or two configurations. Those of the
-    suite's systems do not; others may have been trained under another state of it."""
-    known: dict[tuple[str, str], RunResult] = {}
-    for each in used:
-        first = known.setdefault((each.run.protocol, each.run.title), each)
-        if (first.run.system, first.run.config) != (each.run.system, each.run.config):
+def _check_label(label: str, results: Sequence[RunResult]) -> None:
+    """Raise `ReportError` if on one environment a label stands for two systems or configurations.
+    Those of the suite's systems do not; others may have been trained under another state of it."""
+    first = results[0].run
+    for run in (each.run for each in results):
+        if (first.system, first.config) != (run.system, run.config):
             raise ReportError(
-                f"label {each.run.title!r}, which is of no system of the suite, stands for two "
-                f"configurations: {first.run.name} and {each.run.name}; put the system into the "
-                "suite again, or remove the runs of one"
+                f"label {label!r}, which is of no system of the suite, stands for two "
+                f"configurations: {first.name} and {run.name}; put the system into the suite "
+                "again, or remove the runs of one"
             )
 
 
@@ -568,6 +575,8 @@ def _environment(
     by_system: dict[str, list[RunResult]] = {}
     for result in results:
         by_system.setdefault(result.run.title, []).append(result)
+    for label, of_label in by_system.items():
+        _check_label(label, of_label)
     order = {system.name: number for number, system in enumerate(systems.ALL_SYSTEMS)}
 
     def place(name: str) -> tuple[int, bool, str]:
@@ -750,9 +759,14 @@ def bias_limits(bands: Iterable[Band]) -> tuple[float, float]:
 
 def score_limits(found: Iterable[SystemResult]) -> tuple[float, float]:
     """Of a common vertical axis of learning curves."""
-    curves = [value for system in found for run in system.runs for value in run.scores]
-    margin = 0.04 * (max(curves) - min(curves)) or 1.0
-    return min(curves) - margin, max(curves) + margin
+    return _around([value for system in found for run in system.runs for value in run.scores])
+
+
+def _around(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis that holds the values."""
+    low, high = float(min(values)), float(max(values))
+    margin = 0.04 * (high - low) or 1.0
+    return low - margin, high + margin
 
 
 def _bias_pictures(
@@ -862,10 +876,7 @@ def _variant_pairs(found: Sequence[SystemResult]) -> Pairs:
 
 
 def _difference(system: SystemResult, reference: SystemResult, margin: float | None) -> Difference:
-    samples = paired_differences(
-        dict(zip(system.seeds, system.area.samples, strict=True)),
-        dict(zip(reference.seeds, reference.area.samples, strict=True)),
-    )
+    samples = paired_differences(system.by_seed(system.area), reference.by_seed(reference.area))
     return Difference(
         system.name,
         reference.name,
@@ -927,15 +938,11 @@ def _across(environments: Sequence[EnvironmentReport]) -> AcrossReport | None:
         return None
     scores: dict[str, list[list[float]]] = {}
     for system in ranged[0].systems:
-        runs = _common_runs(system.name, ranged)
-        if len(runs[0]) >= MIN_SAMPLES:
+        curves = _normalised(system.name, ranged)
+        if len(curves[0]) >= MIN_SAMPLES:
             scores[system.name] = [
-                [
-                    (normalised_area(run.timesteps, run.scores) - low) / (high - low)
-                    for run in members
-                ]
-                for members, each in zip(runs, ranged, strict=True)
-                for low, high in [each.score_range or (0.0, 1.0)]
+                [normalised_area(each.evaluation.timesteps, curve) for curve in members]
+                for members, each in zip(curves, ranged, strict=True)
             ]
     if not scores:
         return None
@@ -986,11 +993,11 @@ def _across(environments: Sequence[EnvironmentReport]) -> AcrossReport | None:
     )
 
 
-def _common_runs(
+def _normalised(
     name: str, environments: Sequence[EnvironmentReport]
-) -> list[tuple[RunResult, ...]]:
-    """A system's runs with the seeds that it has on every environment: with more on one, that one
-    would count more."""
+) -> list[list[NDArray[np.float64]]]:
+    """By environment, the normalised scores of a system's runs `(evaluations,)`, of the seeds that
+    it has on every environment: with more on one, that one would count more."""
     found = [
         {
             run.run.seed_index: run
@@ -1001,7 +1008,11 @@ def _common_runs(
         for there in environments
     ]
     seeds = sorted(set.intersection(*map(set, found)))
-    return [tuple(runs[seed] for seed in seeds) for runs in found]
+    return [
+        [(np.array(runs[seed].scores) - low) / (high - low) for seed in seeds]
+        for runs, each in zip(found, environments, strict=True)
+        for low, high in [each.score_range or (0.0, 1.0)]
+    ]
 
 
 def _efficiency(
@@ -1015,30 +1026,25 @@ def _efficiency(
     x = np.array(environments[0].evaluation.timesteps, np.float64)
     if shares:
         x /= x[-1]
-    lines = {}
-    for system in found:
-        runs = [
-            [(np.array(run.scores) - low) / (high - low) for run in members]
-            for members, each in zip(
-                _common_runs(system.name, environments), environments, strict=True
-            )
-            for low, high in [each.score_range or (0.0, 1.0)]
-        ]
-        lines[system.name] = dataclasses.replace(variant_line(system), band=iqm_curve(x, runs))
-    low = min(float(line.band.low.min()) for line in lines.values())
-    high = max(float(line.band.high.max()) for line in lines.values())
-    margin = 0.04 * (high - low) or 1.0
+    lines = {
+        system.name: dataclasses.replace(
+            variant_line(system), band=iqm_curve(x, _normalised(system.name, environments))
+        )
+        for system in found
+    }
+    ends = [end for line in lines.values() for end in (*line.band.low, *line.band.high)]
+    limits = _around(ends)
     for number, (title, members) in enumerate(_grouped(found).items(), 1):
-        ends = [f"{each.name} {_two_decimals(lines[each.name].band.mean[-1])}" for each in members]
+        last = [f"{each.name} {_two_decimals(lines[each.name].band.mean[-1])}" for each in members]
         yield Picture(
             f"across-curves-{number}",
             f"All environments: {title}",
             "Interquartile mean of the normalised greedy return along the training. At the end: "
-            f"{'; '.join(ends)}.",
+            f"{'; '.join(last)}.",
             figures.efficiency_curves(
                 title,
                 distinct([lines[each.name] for each in members]),
-                limits=(low - margin, high + margin),
+                limits=limits,
                 shares=shares,
             ),
         )
@@ -1135,12 +1141,13 @@ def _verdicts(environments: Sequence[EnvironmentReport]) -> Iterable[str]:
     if not hosts:
         return
     text = _verdict("Adapters against their hosts' own DQN", hosts)
-    tested = [each for _, each in hosts if each.equivalence is not None]
+    tested = [(each.idle, test.equivalent) for _, each in hosts if (test := each.equivalence)]
     if tested:
-        telling = [each.equivalence for each in tested if not each.idle]
-        same = sum(each is not None and each.equivalent for each in telling)
-        text += f" Equivalence within the margin of the suite is shown in {same} of {len(telling)}"
-        idle = len(tested) - len(telling)
+        shown = [equivalent for idle, equivalent in tested if not idle]
+        text += (
+            f" Equivalence within the margin of the suite is shown in {sum(shown)} of {len(shown)}"
+        )
+        idle = len(tested) - len(shown)
         text += f"; in {idle} more neither learned anything." if idle else "."
     yield text
 

@@ -204,12 +204,7 @@ def aggregate_iqm(scores: Sequence[ArrayLike]) -> Aggregate:
     Args:
         scores: By task, the normalised scores of its runs, `(runs,)`; tasks may differ in number.
     """
-    tasks = _tasks(scores)
-
-    def iqm(*samples: NDArray[np.float64], axis: int = -1) -> Any:
-        return stats.trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
-
-    return _aggregate(tasks, iqm)
+    return _aggregate(_tasks(scores), _iqm)
 
 
 def iqm_curve(x: ArrayLike, curves: Sequence[ArrayLike]) -> Band:
@@ -220,13 +215,9 @@ def iqm_curve(x: ArrayLike, curves: Sequence[ArrayLike]) -> Band:
         curves: By task, the normalised scores of its runs, `(runs, points)`.
     """
     tasks = _tasks(curves, ndim=2)
-
-    def iqm(*samples: NDArray[np.float64], axis: int = 0) -> Any:
-        return stats.trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
-
-    low, high = _stratified(tasks, iqm, axis=0)
+    low, high = _stratified(tasks, _iqm, axis=0)
     ends = np.stack([low, high])
-    return Band(np.asarray(x, np.float64), iqm(*tasks), low, high, ends, "interval")
+    return Band(np.asarray(x, np.float64), _iqm(*tasks, axis=0), low, high, ends, "interval")
 
 
 def aggregate_mean(scores: Sequence[ArrayLike]) -> Aggregate:
@@ -322,6 +313,10 @@ def _bounds(
         low[varied] = result.confidence_interval.low
         high[varied] = result.confidence_interval.high
     return low, high, "interval"
+
+
+def _iqm(*samples: NDArray[np.float64], axis: int = -1) -> Any:
+    return stats.trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
 
 
 def _aggregate(tasks: Sequence[NDArray[np.float64]], statistic: Callable[..., Any]) -> Aggregate:
