@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from dqn_adapters.benchmark.files import replacing
 
 _PROGRESS = "progress.json"
+_LOCK = "lock"
 
 
 class DamagedCheckpointError(Exception):
     """A checkpoint is there and cannot be read."""
+
+
+class BusyRunError(Exception):
+    """Another process trains the run."""
 
 
 class Checkpoints:
@@ -31,6 +39,28 @@ class Checkpoints:
     def __init__(self, directory: Path, every: int) -> None:
         self.directory = directory
         self.every = every
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes off: two that replace one checkpoint in turn would damage it. A
+        process that dies lets go.
+
+        Raises:
+            BusyRunError: another one has it.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.directory / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise BusyRunError(
+                f"another process trains the run, and has its checkpoint in {self.directory}; "
+                "wait for it, or end it"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def load(self) -> tuple[Path, dict[str, Any]] | None:
         """The agent's file and what the recorder knew; None if there is no checkpoint.
@@ -92,5 +122,5 @@ class Checkpoints:
 
     def _keep(self, agent: Path) -> None:
         for path in self.directory.iterdir():
-            if path.name not in (_PROGRESS, agent.name):
+            if path.name not in (_LOCK, _PROGRESS, agent.name):
                 path.unlink(missing_ok=True)

@@ -366,9 +366,10 @@ class Trainer:
             if (run.title, run.protocol) not in self._warm:
                 warm_up(run)
                 self._warm.add((run.title, run.protocol))
-            memory = PeakMemory()
-            result = train(run, progress=progress, workers=workers, checkpoints=checkpoints)
-            timing = dataclasses.replace(result.timing, peak_memory=memory.rise)
+            with checkpoints.held() if checkpoints else contextlib.nullcontext():
+                memory = PeakMemory()
+                result = train(run, progress=progress, workers=workers, checkpoints=checkpoints)
+                timing = dataclasses.replace(result.timing, peak_memory=memory.rise)
             return dataclasses.replace(result, timing=timing)
         except Exception as error:
             return failure_of(run, error)

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from dqn_adapters.benchmark import RunSpec, Suite, load_suite, systems
-from dqn_adapters.benchmark.checkpoints import Checkpoints, DamagedCheckpointError
+from dqn_adapters.benchmark.checkpoints import (
+    BusyRunError,
+    Checkpoints,
+    DamagedCheckpointError,
+)
 from dqn_adapters.benchmark.executor import Failed, Finished, Progressed, execute
 from dqn_adapters.benchmark.store import RunResult, Store
 from dqn_adapters.checkpoint import CheckpointError
@@ -113,6 +117,33 @@ def test_a_killed_worker_is_continued_by_the_same_command(make_suite: Make, tmp_
     assert "continues at environment step" in (store.logs / "worker-0.log").read_text()
     assert "continues" not in (other.logs / "worker-0.log").read_text()
     assert not (store.path / "checkpoints" / name).exists()  # no longer needed
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(make_suite: Make, tmp_path: Path) -> None:
+    runs = make_suite(["native-double"], seeds=1, total_timesteps=400).runs()
+    store = Store(tmp_path, "suite")
+    checkpoints = store.checkpoints(runs[0], 100)
+    assert checkpoints is not None
+    with checkpoints.held():
+        (*_, failed) = execute(runs, store, workers=1, checkpoint_every=100)
+        assert isinstance(failed, Failed)
+        assert failed.failure.reason.startswith("BusyRunError: another process trains the run")
+        assert runs[0].name in failed.failure.reason
+
+    (*_, finished) = execute(runs, store, workers=1, checkpoint_every=100)
+    assert isinstance(finished, Finished)
+    assert store.failure(runs[0]) is None
+
+
+def test_a_run_stays_held_while_its_checkpoint_is_replaced(tmp_path: Path) -> None:
+    first, second = Checkpoints(tmp_path / "run", 10), Checkpoints(tmp_path / "run", 10)
+    with first.held():
+        first.save(10, {}, Path.touch)
+        first.save(20, {}, Path.touch)
+        with pytest.raises(BusyRunError, match=r"its checkpoint in .*run; wait"), second.held():
+            pass
+    with second.held():
+        assert second.load() == (tmp_path / "run" / "agent-20", {"agent": "agent-20"})
 
 
 def test_a_checkpoint_that_was_not_completed_leaves_the_one_before(tmp_path: Path) -> None:
