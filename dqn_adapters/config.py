@@ -228,7 +228,7 @@ def checked_float(
         return None
     try:
         number = math.nan if isinstance(value, bool | str) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # an int may be too large for a float
         number = math.nan
     above = number > low if open_low else number >= low
     if not (above and number <= high and math.isfinite(number)):

@@ -180,7 +180,11 @@ def write_tensorboard(found: list[Curve], folder: Path) -> None:
     require("tensorboard", extra="dev")
     from torch.utils.tensorboard import SummaryWriter
 
-    places = [folder / _name(curve.run) for curve in found]
+    names = [_name(curve.run) for curve in found]
+    places = [
+        folder / (name if names.count(name) == 1 else f"{name}-{curve.run.identity}")
+        for name, curve in zip(names, found, strict=True)
+    ]
     for place in places:
         if place.exists():
             raise FileExistsError(f"{place} is there already; choose another folder or delete it")
@@ -245,4 +249,4 @@ def _series(curve: Curve) -> Iterator[tuple[str, float, int]]:
 
 def _name(run: RunSpec) -> str:
     parts = (run.environment.title, run.title, f"seed-{run.seed_index}")
-    return "/".join(re.sub(r"[^A-Za-z0-9_.-]+", "-", part) for part in parts)
+    return "/".join(re.sub(r"[^A-Za-z0-9_.-]+", "-", part).strip(".") or "-" for part in parts)

@@ -67,13 +67,26 @@ def sb3_arguments(config: DQNConfig, total_timesteps: int) -> dict[str, Any]:
 
 def sb3_adapter_arguments(config: DQNConfig, total_timesteps: int) -> dict[str, Any]:
     """Arguments of `dqn_adapters.sb3.DQN`."""
+    arguments = sb3_arguments(config, total_timesteps)
+    # A fraction above 1, of a training that ends before its schedule, is one for SB3's own alone.
+    del arguments["exploration_fraction"]
     return {
-        **sb3_arguments(config, total_timesteps),
+        **arguments,
+        "exploration_steps": epsilon_schedule(config, total_timesteps).steps,
         "variant": config.variant,
         "loss": config.loss,
         "huber_delta": config.huber_delta,
         "target_update_unit": config.target_update_unit,
     }
+
+
+def qrdqn_arguments(config: DQNConfig, total_timesteps: int) -> dict[str, Any]:
+    """Arguments of `sb3_contrib.QRDQN`. It sets Adam's epsilon unless it is given the class."""
+    import torch
+
+    arguments = sb3_arguments(config, total_timesteps)
+    arguments["policy_kwargs"]["optimizer_class"] = torch.optim.Adam
+    return arguments
 
 
 def sbx_arguments(config: DQNConfig, total_timesteps: int) -> dict[str, Any]:
@@ -154,8 +167,11 @@ def tianshou_settings(config: DQNConfig, total_timesteps: int) -> TianshouSettin
 
 def tianshou_shipped(total_timesteps: int) -> TianshouSettings:
     """Settings of Tianshou's own DQN as its high-level interface has them by default, the only
-    place where Tianshou has defaults for all of them. The network, which has none, is ours."""
+    place where Tianshou has defaults for all of them. Only the number of environments, there one
+    per processor, is set: to one."""
+    from tianshou.algorithm.optim import AdamOptimizerFactory
     from tianshou.highlevel.config import OffPolicyTrainingConfig
+    from tianshou.highlevel.module.actor import ActorFactoryDefault
     from tianshou.highlevel.params.algorithm_params import DQNParams
 
     training, params = OffPolicyTrainingConfig(), DQNParams()
@@ -164,7 +180,7 @@ def tianshou_shipped(total_timesteps: int) -> TianshouSettings:
     return TianshouSettings(
         warm_up=training.start_timesteps,
         epsilon=LinearSchedule(params.eps_training, params.eps_training, 0),
-        optimizer={"lr": params.lr},
+        optimizer={"lr": params.lr, "eps": AdamOptimizerFactory().eps},
         algorithm={
             **{name: getattr(params, name) for name in algorithm},
             "huber_loss_delta": params.huber_loss_delta,
@@ -177,7 +193,7 @@ def tianshou_shipped(total_timesteps: int) -> TianshouSettings:
         },
         max_grad_norm=None,
         buffer_size=training.buffer_size,
-        hidden_sizes=DQNConfig().hidden_sizes,
+        hidden_sizes=ActorFactoryDefault.DEFAULT_HIDDEN_SIZES,
         replay_seed=42,
     )
 
@@ -199,17 +215,17 @@ def shipped_table(total_timesteps: int, implementations: Collection[str]) -> lis
     found: dict[str, Mapping[str, Any]] = {}
     for name in implementations:
         with contextlib.suppress(ImportError):
-            found[name] = readers[name]()
+            found[name] = {"environments": 1, **readers[name]()}
     settings = (
         *("learning_rate", "buffer_size", "learning_starts", "batch_size", "gamma", "tau"),
         *("train_freq", "gradient_steps", "target_update_interval", "exploration_fraction"),
         *("exploration_initial_eps", "exploration_final_eps", "max_grad_norm", "loss"),
-        *("hidden_sizes",),
+        *("adam_eps", "hidden_sizes", "environments"),
     )
     notes = {
         "target_update_interval": "Environment steps; Tianshou counts gradient updates, and 0 is "
         "no target network.",
-        "hidden_sizes": "Tianshou has no default network; this one is set.",
+        "environments": "The only thing that is set: Tianshou has one per processor by default.",
     }
     return [
         Row(
@@ -224,11 +240,13 @@ def shipped_table(total_timesteps: int, implementations: Collection[str]) -> lis
 def _sb3_defaults(library: str, algorithm: str) -> Mapping[str, Any]:
     constructor = getattr(importlib.import_module(library), algorithm)
     parameters = inspect.signature(constructor).parameters.values()
+    values = {each.name: each.default for each in parameters if each.default is not each.empty}
     quantiles = algorithm == "QRDQN"
     return {
         "loss": "quantile Huber" if quantiles else "huber",
+        "adam_eps": 0.01 / values["batch_size"] if quantiles else DQNConfig.adam_eps,
         "hidden_sizes": [64, 64],
-        **{each.name: each.default for each in parameters if each.default is not each.empty},
+        **values,
     }
 
 
@@ -249,6 +267,7 @@ def _tianshou_defaults(settings: TianshouSettings) -> Mapping[str, Any]:
         "exploration_initial_eps": settings.epsilon.initial,
         "exploration_final_eps": settings.epsilon.final,
         "max_grad_norm": settings.max_grad_norm,
+        "adam_eps": settings.optimizer["eps"],
         "loss": "mse" if settings.algorithm["huber_loss_delta"] is None else "huber",
         "hidden_sizes": list(settings.hidden_sizes),
     }
@@ -390,9 +409,12 @@ def levelling_table(config: DQNConfig, total_timesteps: int) -> list[Row]:
         row(
             "Exploration",
             "epsilon " + _epsilon(epsilon_schedule(config, total_timesteps)),
-            "exploration_fraction={exploration_fraction:g}, initial_eps={exploration_initial_eps}, "
-            "final_eps={exploration_final_eps}".format_map(sb3),
+            _show(sb3, "exploration_steps", "exploration_initial_eps", "exploration_final_eps"),
             f"set_eps_training: {_epsilon(host.epsilon)}",
+            sb3_reference=_show(
+                sb3_arguments(config, total_timesteps),
+                *("exploration_fraction", "exploration_initial_eps", "exploration_final_eps"),
+            ),
             note="In Tianshou, ours and its own, epsilon is set before every collection step "
             f"({config.train_freq} environment steps), in the others before every step. One seed "
             "is another stream in each library, so exploration is not paired.",
@@ -414,9 +436,10 @@ def levelling_table(config: DQNConfig, total_timesteps: int) -> list[Row]:
             f"torch's default, {owns}",
             f"torch's default, {owns}",
             f"torch's default, {owns}",
+            qrdqn=f"torch's default, {owns}; an output per quantile",
             sbx=f"torch's default, {owns}, copied",
-            note="Paired: the networks of one seed begin equal in all systems, and so does the "
-            "curve.",
+            note="Paired: the networks of one seed begin equal in all systems but QR-DQN, which "
+            "has more outputs, and so does the curve.",
         ),
         row(
             "Training environment",

@@ -62,7 +62,13 @@ def _parse(lines: list[str]) -> dict[str, Any] | None:
 
 
 def _names(dotted: str) -> list[str]:
-    return [name.strip(" \t\"'") for name in dotted.split(".")]
+    """The names in a dotted key, of which some may be quoted."""
+    found = []
+    values: Any = _parse([f"{dotted} = 0"])
+    while isinstance(values, dict):
+        ((name, values),) = values.items()
+        found.append(name)
+    return found
 
 
 def _count(names: list[str], values: Any) -> str:

@@ -76,7 +76,7 @@ def simulate(variant: Variant, toy: Toy | None = None, *, seed: int = 0) -> Outc
 
     Args:
         variant: As in `DQNConfig`.
-        toy: Settings; None: those of the book.
+        toy: Settings; None: the defaults, of which the rewards, epsilon and alpha are the book's.
         seed: Decides all that is random. Variants of one seed share exploration and rewards.
     """
     toy = Toy() if toy is None else toy
@@ -134,14 +134,15 @@ def simulate(variant: Variant, toy: Toy | None = None, *, seed: int = 0) -> Outc
 def tabular(
     variant: Variant, toy: Toy | None = None, *, runs: int = 400, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Learn the example as the textbook's box has it, one run after the other.
+    """Learn the example as a textbook's box would have it, one run after the other.
 
-    Q-learning takes its own maximum; with a second table, which is copied now and then, that one
-    gives the value, at its own maximum or at that of the first table.
+    Q-learning, `"vanilla"`, takes its own maximum, as in the book; with a second table, which is
+    copied now and then, that one gives the value, at its own maximum or at that of the first table.
+    (The book's Double Q-learning has no copy: two tables learn in turn.)
 
     Args:
         variant: As in `DQNConfig`.
-        toy: Settings, of which `runs` is not used; None: those of the book.
+        toy: Settings, of which `runs` is not used; None: as `simulate`.
         runs: How many.
         seed: Decides all that is random; nothing is shared with `simulate`.
 

@@ -27,7 +27,7 @@ from dqn_adapters.benchmark.levelling import (
     own_settings,
     shipped_table,
 )
-from dqn_adapters.benchmark.recorder import CUT, ValueCheck
+from dqn_adapters.benchmark.recorder import CUT, Evaluation, ValueCheck
 from dqn_adapters.benchmark.spec import EvaluationSpec, RunSpec
 from dqn_adapters.benchmark.statistics import (
     CONFIDENCE,
@@ -72,6 +72,13 @@ LAST_EPISODES = 100
 
 _OTHERS = "Your systems"
 _REFERENCE = "-reference"
+
+BIAS_PERIOD = (
+    "Bias is the mean over the evaluations in the second half of the training: a network begins "
+    "with estimates near 0, too high where returns are negative and too low where they are "
+    "positive, whatever it is taught. The curves show all of it."
+)
+"""For pages."""
 _IDLE_SHARE = 0.9
 """A training of one thread that gets less of a core has shared it."""
 
@@ -171,7 +178,8 @@ class Overestimation:
 
     system: SystemResult
     bias: Estimate
-    """Mean over seeds of the mean over evaluations and states of estimate - return."""
+    """Mean over seeds of the mean over evaluations and states of estimate - return; see
+    `value_checks`, as for the rest but `diverged`."""
 
     normalised: Estimate
     """The same, divided by the mean absolute return."""
@@ -183,7 +191,7 @@ class Overestimation:
     """Runs in which some estimate was beyond what is possible."""
 
     left_out: int
-    """Evaluations without a state that could be kept."""
+    """Evaluations without a state that could be kept, or with estimates that are not finite."""
 
 
 @dataclass(frozen=True)
@@ -679,13 +687,17 @@ def _measure(system: SystemResult, published: Published) -> Estimate | None:
 
 
 def value_checks(run: RunResult) -> dict[int, ValueCheck]:
-    """By environment step: of the evaluations after the first, which is of an untrained network,
-    those with finite estimates."""
+    """By environment step: of the evaluations of which the bias is the mean, those with finite
+    estimates; see `BIAS_PERIOD`."""
     return {
         each.timestep: each.values
-        for each in run.evaluations[1:]
+        for each in _late(run)
         if each.values is not None and each.values.finite
     }
+
+
+def _late(run: RunResult) -> list[Evaluation]:
+    return [each for each in run.evaluations if 2 * each.timestep > run.run.total_timesteps]
 
 
 def bias_differences(system: SystemResult, reference: SystemResult) -> tuple[float, ...]:
@@ -717,7 +729,7 @@ def overestimation(system: SystemResult) -> Overestimation:
             any(each.values is not None and each.values.diverged for each in run.evaluations[1:])
             for run in system.runs
         ),
-        left_out=sum(len(run.evaluations) - 1 - len(value_checks(run)) for run in system.runs),
+        left_out=sum(len(_late(run)) - len(value_checks(run)) for run in system.runs),
     )
 
 
@@ -1227,7 +1239,10 @@ def _nothing_learned(found: Sequence[SystemResult]) -> str:
 
 def _overestimated(environment: EnvironmentReport) -> str:
     off = [f"{each.system.name} {show_ratio(each.bias)}" for each in environment.overestimation]
-    text = f"Estimates minus what was then earned are, in the mean over states, {join_and(off)}"
+    text = (
+        "Estimates minus what was then earned are, in the mean over states and the second half of "
+        f"the training, {join_and(off)}"
+    )
     differences = [
         f"{each.system} minus {each.reference} is {show_ratio(each.bias)}"
         for each in environment.bias_differences
@@ -1527,6 +1542,7 @@ def _render(template: str, report: Report, *, autoescape: bool) -> str:
         report=report,
         suite=report.suite,
         cut=CUT,
+        bias_period=BIAS_PERIOD,
         last_episodes=LAST_EPISODES,
         learned=LEARNED,
         min_samples=MIN_SAMPLES,

@@ -25,10 +25,13 @@ from dqn_adapters.benchmark.recorder import make_environment
 from dqn_adapters.benchmark.spec import EnvironmentSpec, EvaluationSpec, RunSpec
 from dqn_adapters.benchmark.systems import ALL_SYSTEMS, System
 from dqn_adapters.config import DQNConfig
+from dqn_adapters.environments import MASK
 from dqn_adapters.networks import image_network
 
 LOCAL_SUITES = Path("benchmarks/suites")
 BUILT_IN_SUITES = Path(__file__).parent / "suites"
+
+_ADAPTERS = ("sb3", "tianshou")
 
 _LONGEST_LABEL = 80
 """Runs are directories that have their system's label in their names."""
@@ -49,7 +52,7 @@ or that of the final policy, evaluated greedily."""
 
 Metric = Literal["area", "final", "bias"]
 """What a claim is measured by: the area under the learning curve, divided by its length; the last
-evaluation; the mean overestimation."""
+evaluation; the mean overestimation in the second half of the training."""
 
 
 @dataclass(frozen=True)
@@ -351,7 +354,15 @@ def _parse(values: dict[str, Any], path: Path, source: Source) -> Suite:
     evaluated = timesteps(total, config, top.at("total_timesteps"))
     environments = []
     for table in top.tables("environments"):
-        own = _overriding(table.table("config", default={}), config)
+        settings = table.table("config", default={})
+        own = _overriding(settings, config)
+        for system in chosen:
+            try:
+                system.configure(own)
+            except ValueError as error:
+                raise SuiteError(
+                    f"{settings.error(error)}, with the settings of system {system.name!r}"
+                ) from error
         steps = table.integer("total_timesteps", low=1, default=None)
         place = (top if steps is None else table).at("total_timesteps")
         environments.append(
@@ -376,6 +387,15 @@ def _parse(values: dict[str, Any], path: Path, source: Source) -> Suite:
         example=top.boolean("example"),
     )
     top.finish()
+    names: dict[str, System] = {}
+    for system in chosen:
+        other = names.setdefault(suite.run(environments[0], system, seeds[0]).name, system)
+        if other is not system:
+            raise SuiteError(
+                f"{top.at('systems')} has {other.name!r} and {system.name!r} with the same "
+                "settings, and the names differ only in characters that directories do not have: "
+                "these would be the same runs"
+            )
     titles = [environment.spec.title for environment in environments]
     for repeated in {name for name in titles if titles.count(name) > 1}:
         raise SuiteError(f"{path}: environments names {repeated!r} twice; give them labels")
@@ -608,6 +628,12 @@ def _check_systems(suite: Suite, place: str) -> None:
                     f"{place}: system {system.name!r} has train_freq = {freq}; the steps of the "
                     f"evaluations must be multiples of it, and are {steps}"
                 )
+            if not system.shipped and environment.config.learning_starts >= steps[-1]:
+                raise SuiteError(
+                    f"{place}: nothing is learned on {environment.spec.title!r}: "
+                    f"learning_starts = {environment.config.learning_starts}, and the training "
+                    f"has {steps[-1]} steps"
+                )
             for problem in system.cannot(environment.config):
                 raise SuiteError(f"{place}: system {system.name!r} cannot be levelled: {problem}")
 
@@ -615,6 +641,7 @@ def _check_systems(suite: Suite, place: str) -> None:
 def _check_environment(spec: EnvironmentSpec, source: str, systems: Sequence[System]) -> None:
     try:
         environment = make_environment(spec)
+        info = environment.reset(seed=0)[1]
     except gym.error.Error as error:
         # Gymnasium's own message has the spelling mistake or the missing package.
         raise SuiteError(f"{source}: environment {spec.id!r}: {error}") from error
@@ -623,10 +650,23 @@ def _check_environment(spec: EnvironmentSpec, source: str, systems: Sequence[Sys
             f"{source}: environment {spec.id!r} cannot be made: {type(error).__name__}: {error}"
         ) from error
     try:
-        if not isinstance(environment.action_space, gym.spaces.Discrete):
+        actions = environment.action_space
+        if not isinstance(actions, gym.spaces.Discrete):
             raise SuiteError(
-                f"{source}: environment {spec.id!r} has the action space "
-                f"{environment.action_space}; DQN needs a Discrete one"
+                f"{source}: environment {spec.id!r} has the action space {actions}; DQN needs a "
+                "Discrete one"
+            )
+        for system in systems:
+            if actions.start and system.requires and system.implementation not in _ADAPTERS:
+                raise SuiteError(
+                    f"{source}: environment {spec.id!r} has actions from {actions.start} on, and "
+                    f"system {system.name!r} knows only actions from 0 on"
+                )
+        if environment.has_wrapper_attr("action_masks") or MASK in info:
+            raise SuiteError(
+                f"{source}: environment {spec.id!r} tells which actions are legal in its info or "
+                f"by action_masks(), where an evaluation does not look; put the mask under the key "
+                f"{MASK!r} into a Dict observation"
             )
         if environment.spec is None or environment.spec.max_episode_steps is None:
             raise SuiteError(
@@ -763,7 +803,12 @@ def _is_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return (
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        )
+    except OverflowError:  # an int may be too large for a float
+        return False
 
 
 def _is_label(value: object) -> bool:

@@ -220,7 +220,9 @@ def warm_up(run: RunSpec) -> None:
 def _train_native(run: RunSpec, recorder: Recorder, agent_type: type[DQNAgent] = DQNAgent) -> int:
     import torch
 
+    from dqn_adapters.environments import ObservationView
     from dqn_adapters.networks import seeded_initialization
+    from dqn_adapters.transition import to_tensors
 
     environment = recorder.environment()
     if (path := recorder.resume()) is not None:
@@ -238,9 +240,14 @@ def _train_native(run: RunSpec, recorder: Recorder, agent_type: type[DQNAgent] =
     def greedy(observations: NDArray[Any]) -> NDArray[Any]:
         return np.asarray(agent.predict(observations))
 
-    def values(observations: NDArray[Any]) -> NDArray[Any]:
+    def values(observations: Any) -> NDArray[Any]:
+        view = ObservationView(environment.observation_space, int(agent.action_space.n))
+        seen, masks = view.split(observations)
         with torch.no_grad():
-            return np.asarray(agent.q_net(torch.as_tensor(observations)).amax(dim=1))
+            q_values = agent.q_net(to_tensors(view.arrays(seen)))
+            if masks is not None:
+                q_values[torch.as_tensor(masks) == 0] = -torch.inf
+            return np.asarray(q_values.amax(dim=1))
 
     recorder.start(greedy, values)
     for _ in agent.train(run.total_timesteps - agent.num_timesteps):
@@ -264,7 +271,7 @@ def _train_sb3(run: RunSpec, recorder: Recorder, *, reference: bool) -> int:
 def _train_qrdqn(run: RunSpec, recorder: Recorder) -> int:
     from sb3_contrib import QRDQN
 
-    arguments = levelling.sb3_arguments(run.config, run.total_timesteps)
+    arguments = levelling.qrdqn_arguments(run.config, run.total_timesteps)
     return _learn_sb3(QRDQN, run, recorder, **arguments)
 
 
@@ -435,8 +442,11 @@ def _learn_tianshou(
 
     collector.reset()
     recorder.start(_tianshou_greedy(policy))
-    if settings.warm_up:
-        collector.collect(n_step=settings.warm_up, random=True)
+    # An evaluation may fall into the warm-up.
+    stops = [each for each in run.evaluation.timesteps if each < settings.warm_up]
+    for begin, end in pairwise([*stops, settings.warm_up]):
+        collector.collect(n_step=end - begin, random=True)
+        recorder.observe()
     trainer = algorithm.create_trainer(
         OffPolicyTrainerParams(
             training_collector=collector,
@@ -515,6 +525,18 @@ def _sb3_reference_limits(config: DQNConfig, name: str = "SB3's own DQN") -> lis
         problems.append(
             f"loss={config.loss!r} with huber_delta={config.huber_delta}; "
             f"{name} has the Huber loss with delta 1 only"
+        )
+    return problems
+
+
+def _stream_limits(config: DQNConfig) -> list[str]:
+    problems = []
+    if config.prioritized_replay:
+        problems.append("prioritized_replay=True; a stream is not drawn from by priority")
+    if config.n_steps > config.batch_size:
+        problems.append(
+            f"n_steps={config.n_steps}; of a stream batch_size={config.batch_size} transitions are "
+            "kept"
         )
     return problems
 
@@ -612,7 +634,7 @@ ALL_SYSTEMS: tuple[System, ...] = (
         "contrib",
         "target",
         _train_qrdqn,
-        ("sb3_contrib", "dev"),
+        ("sb3_contrib", "contrib"),
         _reference_limits,
         peer=True,
     ),
@@ -631,6 +653,7 @@ ALL_SYSTEMS: tuple[System, ...] = (
         "ablation",
         "target",
         partial(_train_ablation, agent="StreamAgent"),
+        limits=_stream_limits,
         peer=True,
         values=True,
     ),
@@ -684,7 +707,7 @@ ALL_SYSTEMS: tuple[System, ...] = (
         "contrib",
         "target",
         partial(_train_sb3_shipped, library="sb3_contrib", algorithm="QRDQN"),
-        ("sb3_contrib", "dev"),
+        ("sb3_contrib", "contrib"),
         shipped=True,
         peer=True,
     ),

@@ -49,6 +49,7 @@ lacking = ["native-target"]
 metrics = ["bias", "final"]
 [config]
 train_freq = 4
+learning_starts = 16
 gradient_steps = 2
 target_update_interval = 8
 """

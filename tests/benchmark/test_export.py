@@ -175,6 +175,27 @@ def test_curves_for_tensorboard(write_suite: Write, tmp_path: Path) -> None:
     assert "is there already" in output
 
 
+def test_labels_that_folders_do_not_have_do_not_meet_or_leave(
+    write_suite: Write, tmp_path: Path
+) -> None:
+    path = write_suite(["native-double"], seeds=1, environment_extra='label = ".."')
+    systems = """systems = [
+    { system = "native-double", label = "ä", config = { dueling = true } },
+    { system = "native-double", label = "ö", config = { n_steps = 2 } },
+]"""
+    path.write_text(path.read_text().replace('systems = ["native-double"]', systems))
+    suite = load_suite(str(path))
+    store = Store(tmp_path, suite.name)
+    for run in suite.runs():
+        store.save(result(run, rising))
+    code, _ = invoke("export", path, "--results", tmp_path, "--tensorboard")
+    assert code == 0
+    export = store.path / "export"
+    folders = {each.parent.relative_to(export) for each in tmp_path.rglob("events.out.*")}
+    identities = [run.identity for run in suite.runs()]
+    assert folders == {Path("-/-") / f"seed-0-{identity}" for identity in identities}
+
+
 def test_nothing_to_export_or_to_compare(write_suite: Write, tmp_path: Path) -> None:
     path = write_suite(["native-double", "native-target"])
     code, output = invoke("export", path, "--results", tmp_path)

@@ -51,6 +51,15 @@ def test_the_line_of_a_key(place: str, line: int) -> None:
     assert Source("small.toml", TEXT).at(place) == f"small.toml:{line}"
 
 
+def test_names_in_quotes_may_have_dots() -> None:
+    text = 'seeds = 1\n["a.b"]\nx = 1\n[c."d.e"]\n"f.g" = 2\n[[h."i.j"]]\nk.l = 3\n'
+    source = Source("small.toml", text)
+    assert source.at("a.b.x") == "small.toml:3"
+    assert source.at("c.d.e.f.g") == "small.toml:5"
+    assert source.at("h.i.j.1.k.l") == "small.toml:7"
+    assert source.at("seeds") == "small.toml:1"
+
+
 def test_what_is_nowhere_has_no_line() -> None:
     assert Source("small.toml", TEXT).at("gone") == "small.toml"
 

@@ -392,17 +392,22 @@ def test_overestimation_is_told_if_the_suite_asks_for_it(
     write_suite: Callable[..., Path], store: Store, tmp_path: Path
 ) -> None:
     path = write_suite(
-        ["native-target", "native-double"], environment_extra="reward_noise = 0.5", seeds=2
+        ["native-target", "native-double"],
+        environment_extra="reward_noise = 0.5",
+        seeds=2,
+        points=4,
     )
-    path.write_text(path.read_text().replace("points = 2", "points = 2\nvalues = true"))
+    path.write_text(path.read_text().replace("points = 4", "points = 4\nvalues = true"))
     suite = load_suite(str(path))
     for run in suite.runs():
         bias = 3.0 + run.seed_index if run.config.variant == "target" else -1.0
         largest = 1e6 if run.config.variant == "target" and run.seed_index else 20.0
         plain = result(run, rising)
-        # Untrained, far off: not counted. Then 10 + bias against 10, and of double nothing at last.
+        # Until half of the training, far off: not counted. Then 10 + bias against 10, and of double
+        # nothing at last.
         checks = [
             ValueCheck(4, 99.0, 10.0, 1.0, 1e9, 100.0),
+            *(2 * [ValueCheck(4, 99.0, 10.0, 1.0, 99.0, 100.0)]),
             ValueCheck(4, 10.0 + bias, 10.0, 0.75, largest, 100.0),
             None
             if run.config.variant == "double"
@@ -420,7 +425,7 @@ def test_overestimation_is_told_if_the_suite_asks_for_it(
     assert target.positive.mean == 0.5
     assert (target.diverged, target.left_out) == (1, 0)
     assert double.bias.samples == (-1.0, -1.0)
-    assert (double.diverged, double.left_out) == (0, 2)
+    assert (double.diverged, double.left_out) == (0, 2)  # the last one, of two seeds
     (difference,) = report.environments[0].bias_differences
     assert (difference.system, difference.reference) == ("native-double", "native-target")
     assert difference.bias.samples == (-4.0, -5.0)  # of the one evaluation that both have
@@ -432,13 +437,14 @@ def test_overestimation_is_told_if_the_suite_asks_for_it(
     for text in (Page(page).text, page.with_suffix(".md").read_text()):
         assert "training has normal noise of standard deviation 0.5" in text
         assert "at most 5 %" in text
+        assert "Bias is the mean over the evaluations in the second half of the training" in text
         assert "Differences of the bias seed by seed" in text
     markdown = page.with_suffix(".md").read_text()
     assert "| native-target | 1.75 (1.50 to 2.00) | 0.09 (0.07 to 0.10) | 0.50" in markdown
     assert "cartpole-v1-bias-1.svg" in markdown
     # What is stored is what was measured.
     assert store.load(suite.runs()[0].name).evaluations[1].values is not None
-    assert store.load(suite.runs()[0].name).evaluations[2].values is None
+    assert store.load(suite.runs()[0].name).evaluations[4].values is None
 
 
 def test_few_seeds_get_ranges_and_many_get_intervals(make_suite: Make, store: Store) -> None:
@@ -585,15 +591,15 @@ def test_what_counts_twice_on_one_environment_is_left_out_of_all(
 def test_an_estimate_that_is_no_number_is_a_divergence_and_in_no_mean(
     make_suite: Make, store: Store
 ) -> None:
-    suite = make_suite(["native-target", "native-double"], seeds=1)
+    suite = make_suite(["native-target", "native-double"], seeds=1, points=4)
     for run in suite.runs():
         plain = result(run, rising)
-        first, second, third = plain.evaluations
+        *early, second, third = plain.evaluations
         good = ValueCheck(4, 3.0, 1.0, 0.5, 3.0, 100.0)
         bad = ValueCheck(4, math.inf, 1.0, 0.5, math.inf, 100.0)
         later = bad if run.config.variant == "target" else dataclasses.replace(good, estimate=9.0)
         evaluations = (
-            first,
+            *early,
             dataclasses.replace(second, values=good),
             dataclasses.replace(third, values=later),
         )
@@ -718,7 +724,7 @@ def test_a_report_of_what_is_shipped_says_so(
     fill(suite, store)
     page = write_report(suite, store, tmp_path / "out", asked_as="small")
     for text in (Page(page).text, " ".join(page.with_suffix(".md").read_text().split())):
-        assert "Nothing was set and nothing is levelled" in text
+        assert "Nothing was set but the number of environments, and nothing is levelled" in text
         assert "environment steps as its library ships it" in text
         assert "evelled configuration" not in text
         assert "Other algorithms" in text or "| contrib-qrdqn-shipped |" in text

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dqn_adapters.benchmark import Suite, SuiteError, load_suite
+from dqn_adapters.benchmark import Suite, SuiteError, load_suite, systems
 from dqn_adapters.benchmark.suite import Published, find_suites
 from dqn_adapters.benchmark.systems import SYSTEMS
 from dqn_adapters.config import DQNConfig
@@ -121,6 +121,28 @@ def test_malformed_settings_of_a_system_are_refused(
     assert "small.toml" in str(caught.value)
 
 
+def test_settings_of_a_system_that_an_environment_forbids_are_refused(write_suite: Write) -> None:
+    one = OWN.replace("dueling = true", "n_steps = 50")
+    path = write_suite(["native-double"], environment_extra="config = { buffer_size = 10 }")
+    with pytest.raises(
+        SuiteError, match=r"\[environments.1.config\]: n_steps=50 .*settings of system 'duel'"
+    ):
+        load_suite(with_own(path, one))
+
+
+def test_systems_that_would_share_their_runs_are_refused(write_suite: Write) -> None:
+    text = """systems = [
+    { system = "native-double", label = "a b", config = { dueling = true } },
+    { system = "native-double", label = "a-b", config = { dueling = true } },
+]
+"""
+    with pytest.raises(SuiteError, match="systems has 'a b' and 'a-b' with the same settings"):
+        load_suite(with_own(write_suite(["native-double"]), text))
+    other = text.replace('"a-b", config = { dueling = true }', '"a-b", config = { n_steps = 2 }')
+    first, second = load_suite(with_own(write_suite(["native-double"], seeds=1), other)).runs()
+    assert first.name != second.name
+
+
 def test_environments_have_labels_where_ids_repeat(write_suite: Write) -> None:
     path = write_suite(["native-double"], environment_extra='label = "long"')
     text = path.read_text()
@@ -174,6 +196,7 @@ def test_seeds_can_be_added_and_taken_away(make_suite: Make) -> None:
         ("seeds = 2", "seeds = []", "seeds = .* is not accepted"),
         ("seeds = 2", "seeds = [1, 1]", "distinct"),
         ("seeds = 2", "seeds = [-1]", "integers >= 0"),
+        ("learning_starts = 16", "learning_starts = 64", "learning_starts = 64.*has 64 steps"),
         ("seeds = 2", 'seeds = "two"', "seeds = 'two' is not accepted"),
         ("seeds = 2", "seeds = 2\nworkers = 3", "workers is not known; the keys are"),
         ("seeds = 2", "seeds = 2\nrootseed = 3", "rootseed is not known, did you mean 'root_seed'"),
@@ -194,6 +217,9 @@ def test_seeds_can_be_added_and_taken_away(make_suite: Make) -> None:
         ('-v1"', '-v1"\nscore_range = [5, 5]', r"score_range = \[5, 5\].*two numbers, \[low"),
         ('-v1"', '-v1"\nmargin = 0', "margin = 0 is not accepted; it must be a number > 0"),
         ('"native-double"', '"no_such_module:train"', "cannot be imported.*no_such_module"),
+        ("seeds = 2", f"seeds = 2\nroot_seed = {10**400}.0", "not valid TOML|root_seed"),
+        ("batch_size = 8", f"gamma = {10**400}", r"\[config\]: gamma=1000"),
+        ('-v1"', f'-v1"\nmargin = {10**400}', "margin = 1000.* is not accepted"),
         ('-v1"', '-v1"\nthreshold = nan', "threshold = nan is not accepted; it must be a number"),
         ('-v1"', '-v1"\nmargin = inf', "margin = inf is not accepted"),
         ('-v1"', '-v1"\nscore_range = [-inf, 0]', "score_range = .* is not accepted"),
@@ -226,6 +252,8 @@ def test_a_malformed_suite_is_refused(write_suite: Write, old: str, new: str, me
         ("sb3-reference", "dueling = true", "sets dueling for the native agent only"),
         ("tianshou-reference-double", 'target_update_unit = "updates"', "'steps' only"),
         ("tianshou-reference-double", "tau = 0.01", "tau=0.01"),
+        ("ablation-stream", "n_steps = 9", "n_steps=9; of a stream batch_size=8 transitions"),
+        ("ablation-stream", "prioritized_replay = true", "prioritized_replay=True; a stream"),
     ],
 )
 def test_what_a_library_cannot_do_is_refused_and_not_passed_over(
@@ -263,6 +291,8 @@ def test_a_target_period_must_be_whole_in_tianshous_updates(write_suite: Write) 
         ("CartPole-v1", "kwargs = { colour = 3 }", "cannot be made.*colour"),
         ("FrozenLake-v1", 'kwargs = { map_name = "9x9" }', "cannot be made: KeyError: '9x9'"),
         ("a:b:C-v0", "", "cannot be made: ValueError"),
+        ("benchmark.fake_environments:MaskedInInfo-v0", "", "in its info.*'action_mask' into a"),
+        ("benchmark.fake_environments:MaskedByMethod-v0", "", "by action_masks().*'action_mask'"),
     ],
 )
 def test_an_environment_that_cannot_be_used_is_refused(
@@ -279,6 +309,17 @@ def test_observations_without_a_network_in_the_harness_are_refused(make_suite: M
     suite = make_suite(["tianshou-double"], environment="FrozenLake-v1")
     with pytest.raises(SuiteError, match=r"Discrete\(16\), for which system 'tianshou-double' has"):
         suite.check_runnable()
+
+
+def test_actions_that_a_library_does_not_know_are_refused(make_suite: Make) -> None:
+    values = {"environment": "benchmark.fake_environments:FromThree-v0", "seeds": 1}
+    for system in ("native-target", "sb3-target", "tianshou-target"):
+        suite = make_suite([system], **values)
+        suite.check_runnable()
+        systems.train(suite.runs()[0])
+    for system in ("sb3-reference", "tianshou-reference-target", "contrib-qrdqn"):
+        with pytest.raises(SuiteError, match=f"actions from 3 on, and system '{system}'"):
+            make_suite([system], **values).check_runnable()
 
 
 def test_an_environment_without_time_limit_is_refused(make_suite: Make) -> None:

@@ -17,6 +17,8 @@ from dqn_adapters.benchmark.levelling import (
     LEVELLED,
     TIANSHOU_PERIOD,
     levelling_table,
+    qrdqn_arguments,
+    sb3_adapter_arguments,
     sb3_arguments,
     shipped_table,
     tianshou_settings,
@@ -112,6 +114,52 @@ def test_the_values_are_those_of_the_online_network(
     assert last.estimate != first.estimate
     again = systems.train(run)
     assert again.evaluations == result.evaluations
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_evaluation_may_fall_into_the_warm_up(name: str, make_suite: Make) -> None:
+    values = {"seeds": 1, "config": "adam_eps = 1e-7"}
+    (often,) = make_suite([name], points=16, **values).runs()
+    (seldom,) = make_suite([name], points=1, **values).runs()
+    result = systems.train(often)
+    assert result.timesteps[:5] == (0, 4, 8, 12, 16)
+    other = systems.train(seldom)  # as if nobody had looked
+    assert result.episodes == other.episodes
+    assert result.timing.updates == other.timing.updates == 24
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exploration_may_be_longer_than_the_training(name: str, make_suite: Make) -> None:
+    (run,) = make_suite([name], seeds=1, config="exploration_steps = 1000").runs()
+    systems.warm_up(run)
+    assert systems.train(run).timing.updates == 24
+
+
+def test_values_of_dict_observations_are_those_of_legal_actions(
+    write_suite: Callable[..., Path],
+) -> None:
+    path = write_suite(
+        ["native-target"], seeds=1, environment="benchmark.fake_environments:Masked-v0"
+    )
+    path.write_text(path.read_text().replace("points = 2", "points = 2\nvalues = true"))
+    suite = load_suite(str(path))
+    suite.check_runnable()
+    shown: list[Any] = []
+    start = Recorder.start
+
+    def spying_start(self: Recorder, greedy: Greedy, values: Values | None = None) -> None:
+        assert values is not None
+        for legal in ([1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]):
+            observation = {"seen": np.ones((1, 2), np.float32), "action_mask": np.array([legal])}
+            shown.append(values(observation).item())
+        start(self, greedy, values)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recorder, "start", spying_start)
+        result = systems.train(suite.runs()[0])
+    assert len({*shown}) == 3
+    assert max(shown) == shown[3]
+    assert all(each.values is not None for each in result.evaluations)
 
 
 def test_the_untrained_networks_are_the_same_in_all_systems(trained: dict[str, Trained]) -> None:
@@ -255,6 +303,9 @@ def test_units_of_sb3() -> None:
         "net_arch": [32, 16],
         "optimizer_kwargs": {"eps": 1e-5},
     }
+    adapter = sb3_adapter_arguments(dataclasses.replace(CONFIG, exploration_steps=9000), 8000)
+    assert adapter["exploration_steps"] == 9000  # longer than the training
+    assert "exploration_fraction" not in adapter
     constant = sb3_arguments(dataclasses.replace(CONFIG, exploration_steps=0), 8000)
     assert constant["exploration_initial_eps"] == constant["exploration_final_eps"] == 0.1
 
@@ -335,6 +386,7 @@ def test_what_libraries_are_shipped_with_is_read_from_them() -> None:
     import sb3_contrib
     import stable_baselines3
     from tianshou.highlevel.config import OffPolicyTrainingConfig
+    from tianshou.highlevel.module.actor import ActorFactoryDefault, ContinuousActorType
 
     names = {
         each.implementation
@@ -352,24 +404,38 @@ def test_what_libraries_are_shipped_with_is_read_from_them() -> None:
         in_jax = sbx.DQN("MlpPolicy", "CartPole-v1")
         assert rows["hidden_sizes"].cells["sbx"] == str([in_jax.policy.n_units] * 2)
     for name, row in rows.items():
-        if name in ("loss", "train_freq", "hidden_sizes"):
+        if name in ("loss", "train_freq", "hidden_sizes", "adam_eps", "environments"):
             continue
         assert row.cells["sb3-reference"] == row.cells["sb3"] == str(getattr(model, name))
         assert row.cells["contrib"] == str(getattr(peer, name))
         if SBX and name != "max_grad_norm":
             assert row.cells["sbx"] == str(getattr(in_jax, name))
         assert float(row.cells["native"]) == getattr(model, name)
+    for key, trained in {"sb3-reference": model, "sb3": model, "contrib": peer}.items():
+        (group,) = trained.policy.optimizer.param_groups
+        assert rows["adam_eps"].cells[key] == str(group["eps"])
+    assert set(rows["environments"].cells.values()) == {"1"}
     assert rows["train_freq"].cells["sb3"] == str(model.train_freq.frequency)
     assert rows["hidden_sizes"].cells["sb3"] == str(model.policy.net_arch)
     assert rows["hidden_sizes"].cells["contrib"] == str(peer.policy.net_arch)
+    default = ActorFactoryDefault(ContinuousActorType.UNSUPPORTED, discrete_softmax=False)
+    assert rows["hidden_sizes"].cells["tianshou-reference"] == str([*default.hidden_sizes])
     assert OffPolicyTrainingConfig().collection_step_num_env_steps == TIANSHOU_PERIOD
     assert rows["target_update_interval"].cells["tianshou-reference"] == "0"
 
 
 def test_the_peer_is_levelled_as_far_as_it_goes(make_suite: Make) -> None:
+    import sb3_contrib
+
     suite = make_suite(["contrib-qrdqn", "sb3-reference"], config="loss = 'huber'")
-    result = systems.train(runs_of(suite)["contrib-qrdqn"])
+    run = runs_of(suite)["contrib-qrdqn"]
+    result = systems.train(run)
     assert result.timing.updates == 24  # (64 - 16) / 4 * 2
+    arguments = qrdqn_arguments(run.config, run.total_timesteps)
+    (group,) = sb3_contrib.QRDQN(
+        "MlpPolicy", "CartPole-v1", **arguments, device="cpu"
+    ).policy.optimizer.param_groups
+    assert group["eps"] == run.config.adam_eps  # not its own, 0.01 / batch_size
     with pytest.raises(SuiteError, match="'contrib-qrdqn' cannot be levelled: dueling=True"):
         make_suite(["contrib-qrdqn"], config="dueling = true")
 
