@@ -622,17 +622,18 @@ def _check_systems(suite: Suite, place: str) -> None:
     for environment in suite.environments:
         steps = environment.evaluation.timesteps
         for system in suite.systems:
-            freq = system.period or system.configure(environment.config).train_freq
+            own = system.configure(environment.config)
+            freq = system.period or own.train_freq
             if any(step % freq for step in steps):
                 raise SuiteError(
                     f"{place}: system {system.name!r} has train_freq = {freq}; the steps of the "
                     f"evaluations must be multiples of it, and are {steps}"
                 )
-            if not system.shipped and environment.config.learning_starts >= steps[-1]:
+            if not system.shipped and own.learning_starts >= steps[-1]:
                 raise SuiteError(
-                    f"{place}: nothing is learned on {environment.spec.title!r}: "
-                    f"learning_starts = {environment.config.learning_starts}, and the training "
-                    f"has {steps[-1]} steps"
+                    f"{place}: system {system.name!r} learns nothing on "
+                    f"{environment.spec.title!r}: learning_starts = {own.learning_starts}, and the "
+                    f"training has {steps[-1]} steps"
                 )
             for problem in system.cannot(environment.config):
                 raise SuiteError(f"{place}: system {system.name!r} cannot be levelled: {problem}")

@@ -240,8 +240,9 @@ def _train_native(run: RunSpec, recorder: Recorder, agent_type: type[DQNAgent] =
     def greedy(observations: NDArray[Any]) -> NDArray[Any]:
         return np.asarray(agent.predict(observations))
 
+    view = ObservationView(environment.observation_space, int(agent.action_space.n))
+
     def values(observations: Any) -> NDArray[Any]:
-        view = ObservationView(environment.observation_space, int(agent.action_space.n))
         seen, masks = view.split(observations)
         with torch.no_grad():
             q_values = agent.q_net(to_tensors(view.arrays(seen)))
