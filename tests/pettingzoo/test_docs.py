@@ -80,7 +80,7 @@ def test_the_suite_of_the_page(tmp_path: Path) -> None:
     path.write_text(
         "total_timesteps = 8\nseeds = 1\nevaluation = { points = 1, episodes = 1 }\n"
         + SUITE
-        + "\n[config]\ntrain_freq = 4\n"
+        + "\n[config]\ntrain_freq = 4\nlearning_starts = 4\n"
     )
     suite = load_suite(str(path))
     suite.check_runnable()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from support import env_step
@@ -317,7 +317,6 @@ def frames(rng: np.random.Generator, previous: Any) -> np.ndarray:
 FRAMES = spaces.Box(0, 255, (3, 2, 2), np.uint8)
 
 
-@settings(deadline=None)  # the first example may compile
 @given(
     seed=st.integers(0, 2**32 - 1),
     num_envs=st.integers(1, 4),

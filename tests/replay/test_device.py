@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support import env_step
 
@@ -48,7 +48,6 @@ def assert_same_batch(twin: ReplayBuffer, replay: ReplayBuffer) -> None:
     )
 
 
-@settings(deadline=None)
 @given(
     kind=st.sampled_from([*SPACES, "stacks"]),
     seed=st.integers(0, 2**32 - 1),

@@ -90,7 +90,7 @@ def naive(history: list[Any], i: int, n: int, gamma: float) -> tuple[float, floa
     return total, 0.0 if terminated else discount, following
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 3), st.integers(3, 40))
 def test_n_step_returns_are_those_of_a_naive_loop(
     seed: int, n: int, num_envs: int, steps: int
