@@ -6,7 +6,6 @@ import contextlib
 import csv
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from dqn_adapters._extras import require
 from dqn_adapters.benchmark.files import replacing
 from dqn_adapters.benchmark.recorder import Episode, Evaluation, ValueCheck
-from dqn_adapters.benchmark.spec import RunSpec
+from dqn_adapters.benchmark.spec import RunSpec, in_a_path
 from dqn_adapters.benchmark.store import ForeignRunError, RunResult, Store
 from dqn_adapters.benchmark.suite import Suite
 
@@ -249,4 +248,4 @@ def _series(curve: Curve) -> Iterator[tuple[str, float, int]]:
 
 def _name(run: RunSpec) -> str:
     parts = (run.environment.title, run.title, f"seed-{run.seed_index}")
-    return "/".join(re.sub(r"[^A-Za-z0-9_.-]+", "-", part).strip(".") or "-" for part in parts)
+    return "/".join(in_a_path(part).strip(".") or "-" for part in parts)

@@ -34,7 +34,7 @@ from dqn_adapters.benchmark.levelling import Row, levelling_table
 from dqn_adapters.benchmark.recorder import Episode, Recorder
 from dqn_adapters.benchmark.spec import EnvironmentSpec, RunSpec
 from dqn_adapters.benchmark.store import RunResult
-from dqn_adapters.benchmark.suite import Suite
+from dqn_adapters.benchmark.suite import Suite, SuiteEnvironment
 from dqn_adapters.config import checked_int
 from dqn_adapters.pettingzoo import (
     MatchResult,
@@ -412,19 +412,22 @@ class GameReport:
     """The trained agents against each other."""
 
 
-def reports(suite: Suite, results: Sequence[RunResult], folder: Path) -> tuple[GameReport, ...]:
+def reports(
+    suite: Suite,
+    results: Sequence[tuple[SuiteEnvironment, Sequence[RunResult]]],
+    folder: Path,
+) -> tuple[GameReport, ...]:
     """What the games of a suite gave.
 
     Args:
         suite: Of environments of PettingZoo.
-        results: Its finished runs.
+        results: By environment, its finished runs.
         folder: Where their directories are.
     """
     found = []
     order = {system.name: number for number, system in enumerate(suite.systems)}
-    for environment in suite.environments:
-        own = [each for each in results if suite.belongs(each.run) is environment]
-        own.sort(key=lambda each: order.get(each.run.title, len(order)))
+    for environment, runs in results:
+        own = sorted(runs, key=lambda each: order.get(each.run.title, len(order)))
         notes: dict[str, list[Mapping[str, Any]]] = {}
         files: dict[str, dict[int, Path]] = {}
         for result in own:

@@ -67,18 +67,19 @@ LEARNED = 0.05
 """Share of the range of scores by which a run must end above its untrained score, or it has learned
 nothing."""
 
-LAST_EPISODES = 100
-"""Training episodes at the end whose mean return is held against published ones."""
-
-_OTHERS = "Your systems"
-_REFERENCE = "-reference"
-
 BIAS_PERIOD = (
     "Bias is the mean over the evaluations in the second half of the training: a network begins "
     "with estimates near 0, too high where returns are negative and too low where they are "
     "positive, whatever it is taught. The curves show all of it."
 )
 """For pages."""
+
+LAST_EPISODES = 100
+"""Training episodes at the end whose mean return is held against published ones."""
+
+_OTHERS = "Your systems"
+_REFERENCE = "-reference"
+
 _IDLE_SHARE = 0.9
 """A training of one thread that gets less of a core has shared it."""
 
@@ -463,12 +464,15 @@ def collect(suite: Suite, store: Store, *, asked_as: str) -> Report:
     """Read the results and compute what the report says; see `write_report`."""
     names = store.names()
     results = list(_load(store, names))
+    places = [suite.belongs(result.run) for result in results]
     placed = [
-        (environment, result)
-        for result in results
-        if (environment := suite.belongs(result.run)) is not None
+        (
+            environment,
+            [result for place, result in zip(places, results, strict=True) if place is environment],
+        )
+        for environment in suite.environments
     ]
-    used = [result for _, result in placed]
+    used = [result for _, found in placed for result in found]
     foreign = len(names) - len(used)
     if not used:
         others = (
@@ -484,8 +488,8 @@ def collect(suite: Suite, store: Store, *, asked_as: str) -> Report:
     slugs = _slugs([each.spec.title for each in suite.environments])
     environments = tuple(
         _environment(environment, slugs[environment.spec.title], found)
-        for environment in suite.environments
-        if (found := [result for place, result in placed if place is environment])
+        for environment, found in placed
+        if found
     )
     missing = tuple(Missing(run, store.failure(run)) for run in suite.runs() if not store.has(run))
     seeds = _seeds(environments)
@@ -513,7 +517,7 @@ def collect(suite: Suite, store: Store, *, asked_as: str) -> Report:
         busy=_busy(used),
         commands=(_run_command(used, suite, asked_as), f"dqn-bench report {asked_as}"),
         made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        games=_games().reports(suite, used, store.path) if suite.many_agents else (),
+        games=_games().reports(suite, placed, store.path) if suite.many_agents else (),
         claims=_claims().reports(suite.claims, environments) if suite.claims else (),
         example=_claims().example() if suite.example else None,
     )

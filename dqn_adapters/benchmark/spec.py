@@ -201,7 +201,12 @@ class RunSpec:
         # Not the label of the environment: with another one the run is still the same.
         environment = self.environment.id.rpartition(":")[2]
         label = f"{environment}_{self.title}_s{self.seed_index:03d}"
-        return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', label)}_{self.identity}"
+        return f"{in_a_path(label)}_{self.identity}"
+
+
+def in_a_path(text: str) -> str:
+    """The text with a dash for what names of files had better not have."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)
 
 
 def _digest(values: Mapping[str, Any]) -> str:

@@ -32,6 +32,7 @@ LOCAL_SUITES = Path("benchmarks/suites")
 BUILT_IN_SUITES = Path(__file__).parent / "suites"
 
 _ADAPTERS = ("sb3", "tianshou")
+"""Implementations in which a host runs our algorithm."""
 
 _LONGEST_LABEL = 80
 """Runs are directories that have their system's label in their names."""
@@ -657,12 +658,6 @@ def _check_environment(spec: EnvironmentSpec, source: str, systems: Sequence[Sys
                 f"{source}: environment {spec.id!r} has the action space {actions}; DQN needs a "
                 "Discrete one"
             )
-        for system in systems:
-            if actions.start and system.requires and system.implementation not in _ADAPTERS:
-                raise SuiteError(
-                    f"{source}: environment {spec.id!r} has actions from {actions.start} on, and "
-                    f"system {system.name!r} knows only actions from 0 on"
-                )
         if environment.has_wrapper_attr("action_masks") or MASK in info:
             raise SuiteError(
                 f"{source}: environment {spec.id!r} tells which actions are legal in its info or "
@@ -674,33 +669,34 @@ def _check_environment(spec: EnvironmentSpec, source: str, systems: Sequence[Sys
                 f"{source}: environment {spec.id!r} has no time limit, so an evaluation may never "
                 "end; set max_episode_steps"
             )
-        space = environment.observation_space
         for system in systems:
-            if not _observes(system, space):
-                raise SuiteError(
-                    f"{source}: environment {spec.id!r} has the observation space {space}, for "
-                    f"which system {system.name!r} has no network in the harness"
-                )
-        parts = space.values() if isinstance(space, gym.spaces.Dict) else [space]
-        if any(map(image_network, parts)):
-            for system in systems:
-                if system.requires is not None and not system.shipped:
-                    raise SuiteError(
-                        f"{source}: environment {spec.id!r} has images, for which system "
-                        f"{system.name!r} cannot be levelled: the harness brings the network of "
-                        "convolutions to the native agent only"
-                    )
+            if problem := _obstacle(system, actions, environment.observation_space):
+                raise SuiteError(f"{source}: environment {spec.id!r} has {problem}")
     finally:
         environment.close()
 
 
-def _observes(system: System, space: gym.Space[Any]) -> bool:
-    """Whether the network that the harness gives to a system takes these observations."""
+def _obstacle(system: System, actions: gym.spaces.Discrete, space: gym.Space[Any]) -> str:
+    """What of an environment's spaces the harness cannot train a system on; empty if nothing."""
     if system.requires is None:
-        return True
-    if system.implementation.startswith("tianshou"):
-        return isinstance(space, gym.spaces.Box)
-    return not isinstance(space, gym.spaces.Dict)
+        return ""
+    if actions.start and system.implementation not in _ADAPTERS:
+        return (
+            f"actions from {actions.start} on, and system {system.name!r} knows only actions from "
+            "0 on"
+        )
+    vectors = system.implementation.startswith("tianshou")
+    if isinstance(space, gym.spaces.Dict) or (vectors and not isinstance(space, gym.spaces.Box)):
+        return (
+            f"the observation space {space}, for which system {system.name!r} has no network in "
+            "the harness"
+        )
+    if image_network(space) and not system.shipped:
+        return (
+            f"images, for which system {system.name!r} cannot be levelled: the harness brings the "
+            "network of convolutions to the native agent only"
+        )
+    return ""
 
 
 class _Table:

@@ -222,6 +222,7 @@ def _train_native(run: RunSpec, recorder: Recorder, agent_type: type[DQNAgent] =
 
     from dqn_adapters.environments import ObservationView
     from dqn_adapters.networks import seeded_initialization
+    from dqn_adapters.targets import greedy_actions
     from dqn_adapters.transition import to_tensors
 
     environment = recorder.environment()
@@ -246,9 +247,9 @@ def _train_native(run: RunSpec, recorder: Recorder, agent_type: type[DQNAgent] =
         seen, masks = view.split(observations)
         with torch.no_grad():
             q_values = agent.q_net(to_tensors(view.arrays(seen)))
-            if masks is not None:
-                q_values[torch.as_tensor(masks) == 0] = -torch.inf
-            return np.asarray(q_values.amax(dim=1))
+            legal = None if masks is None else torch.as_tensor(masks) != 0
+            best = greedy_actions(q_values, legal).unsqueeze(1)
+            return np.asarray(q_values.gather(1, best).squeeze(1))
 
     recorder.start(greedy, values)
     for _ in agent.train(run.total_timesteps - agent.num_timesteps):
