@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import warnings
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -42,16 +42,21 @@ EXAMPLES = [
 ]
 
 
-draw = seeding.np_random
-
-
 def make(module: str, function: str) -> Any:
     with warnings.catch_warnings():
         # `pettingzoo.test` itself imports environments in the way that PettingZoo deprecates.
         warnings.simplefilter("ignore", DeprecationWarning)
         example = importlib.import_module(f"pettingzoo.test.example_envs.{module}")
-    with mock.patch.object(seeding, "np_random", return_value=draw(1)):  # its spaces, unseeded
-        return getattr(example, function)()
+    return getattr(example, function)()
+
+
+@pytest.fixture(autouse=True)
+def _same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds for what the examples leave unseeded: the spaces of every episode but the first."""
+    draw, seeds = seeding.np_random, itertools.count()
+    monkeypatch.setattr(
+        seeding, "np_random", lambda seed=None: draw(next(seeds) if seed is None else seed)
+    )
 
 
 @pytest.fixture(autouse=True)
