@@ -515,7 +515,7 @@ def collect(suite: Suite, store: Store, *, asked_as: str) -> Report:
         versions=_merged(result.versions for result in used),
         machines=tuple(_machines(used)),
         busy=_busy(used),
-        commands=(_run_command(used, suite, asked_as), f"dqn-bench report {asked_as}"),
+        commands=(*_run_commands(used, suite, asked_as), f"dqn-bench report {asked_as}"),
         made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         games=_games().reports(suite, placed, store.path) if suite.many_agents else (),
         claims=_claims().reports(suite.claims, environments) if suite.claims else (),
@@ -1367,16 +1367,18 @@ def _busy(results: Sequence[RunResult]) -> float | None:
     return share if share < _IDLE_SHARE else None
 
 
-def _run_command(used: Sequence[RunResult], suite: Suite, asked_as: str) -> str:
-    """The shortest command that makes the runs in the report."""
-    command = f"dqn-bench run {asked_as}"
-    names = list(dict.fromkeys(result.run.title for result in used))
-    if extra := [name for name in names if name not in {each.name for each in suite.systems}]:
-        command += f" --systems {','.join([each.name for each in suite.systems] + extra)}"
-    seeds = {result.run.seed_index for result in used}
-    if seeds - set(suite.seeds):
-        command += f" --seeds {len(seeds | set(suite.seeds))}"
-    return command
+def _run_commands(used: Sequence[RunResult], suite: Suite, asked_as: str) -> Iterable[str]:
+    """What makes the runs in the report: a line, and one more for systems with more seeds."""
+    seeds = {each.name: set(suite.seeds) for each in suite.systems}
+    declared = list(seeds)
+    for result in used:
+        seeds.setdefault(result.run.title, set(suite.seeds)).add(result.run.seed_index)
+    for count in sorted({len(each) for each in seeds.values()}):
+        chosen = [name for name, each in seeds.items() if len(each) >= count]
+        command = f"dqn-bench run {asked_as}"
+        if chosen != declared:
+            command += f" --systems {','.join(chosen)}"
+        yield command if count == len(suite.seeds) else f"{command} --seeds {count}"
 
 
 def _ranges(numbers: Sequence[int]) -> str:

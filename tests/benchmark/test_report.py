@@ -457,8 +457,16 @@ def test_few_seeds_get_ranges_and_many_get_intervals(make_suite: Make, store: St
     fill(more, store)
     report = collect(suite, store, asked_as="small")  # seeds beyond the suite's count too
     assert "95% confidence intervals" in " ".join(report.summary)
-    assert report.commands[0] == "dqn-bench run small --seeds 6"
+    assert report.commands == ("dqn-bench run small --seeds 6", "dqn-bench report small")
     assert report.seeds == {"native-double": "0 to 5"}
+
+    # Of two systems one has more.
+    report = collect(make_suite(["native-double", "native-target"]), store, asked_as="small")
+    assert report.commands == (
+        "dqn-bench run small",
+        "dqn-bench run small --systems native-double --seeds 6",
+        "dqn-bench report small",
+    )
 
 
 def test_what_is_missing_and_why_is_listed(make_suite: Make, store: Store, tmp_path: Path) -> None:
