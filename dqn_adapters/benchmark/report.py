@@ -67,12 +67,20 @@ LEARNED = 0.05
 """Share of the range of scores by which a run must end above its untrained score, or it has learned
 nothing."""
 
-BIAS_PERIOD = (
-    "Bias is the mean over the evaluations in the second half of the training: a network begins "
-    "with estimates near 0, too high where returns are negative and too low where they are "
+BIAS_IS = (
+    "Where the time limit cuts an episode, a state is left out unless what comes after the cut "
+    f"would be discounted to at most {100 * CUT:g} %; estimates that are right can look so much "
+    "off. Bias is the mean over the evaluations in the second half of the training: a network "
+    "begins with estimates near 0, too high where returns are negative and too low where they are "
     "positive, whatever it is taught. The curves show all of it."
 )
-"""For pages."""
+"""For pages, as `DIVERGED_IS`."""
+
+DIVERGED_IS = (
+    "counts the runs in which some estimate was beyond the largest absolute reward of the run / "
+    "(1 \N{MINUS SIGN} \N{GREEK SMALL LETTER GAMMA}), which no return can reach, or no finite "
+    "number (soft divergence, van Hasselt et al. 2018)."
+)
 
 LAST_EPISODES = 100
 """Training episodes at the end whose mean return is held against published ones."""
@@ -692,7 +700,7 @@ def _measure(system: SystemResult, published: Published) -> Estimate | None:
 
 def value_checks(run: RunResult) -> dict[int, ValueCheck]:
     """By environment step: of the evaluations of which the bias is the mean, those with finite
-    estimates; see `BIAS_PERIOD`."""
+    estimates; see `BIAS_IS`."""
     return {
         each.timestep: each.values
         for each in _late(run)
@@ -1547,8 +1555,8 @@ def _render(template: str, report: Report, *, autoescape: bool) -> str:
     return environment.get_template(template).render(
         report=report,
         suite=report.suite,
-        cut=CUT,
-        bias_period=BIAS_PERIOD,
+        bias_is=BIAS_IS,
+        diverged_is=DIVERGED_IS,
         last_episodes=LAST_EPISODES,
         learned=LEARNED,
         min_samples=MIN_SAMPLES,
