@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from dqn_adapters import checkpoint
 from dqn_adapters.config import DQNConfig, checked_int
 from dqn_adapters.environments import Masks, as_masks, make_stepper
-from dqn_adapters.execution import Execution
+from dqn_adapters.compute import Execution, as_stack
 from dqn_adapters.exploration import (
     LinearSchedule,
     beta_schedule,
@@ -108,7 +109,12 @@ class DQNAgent:
             network, self.observation_space, int(self.action_space.n), config, net_seed
         )
         self._own_network = network is not None
-        self.learner = DQNLearner(q_net.to(self.device), config, execution=execution)
+        self.learner = DQNLearner(
+            q_net.to(self.device),
+            config,
+            execution=execution,
+            as_stack=partial(as_stack, space=self.observation_space),
+        )
         self.replay = ReplayBuffer.from_config(
             config,
             self.observation_space,
@@ -202,8 +208,9 @@ class DQNAgent:
             if self.num_timesteps > config.learning_starts:
                 if self.replay.prioritized:
                     self.replay.beta = self._beta(self.num_timesteps)
-                for _ in range(phases * config.gradient_steps):
-                    metrics = self._update()
+                if phases:
+                    updates = phases * config.gradient_steps
+                    metrics = self.learner.train(self.replay, updates, config.batch_size)[-1]
             yield TrainingStep(self, self.num_timesteps, epsilon, returns, lengths, metrics)
 
     def _count(self, step: EnvStep) -> tuple[int, tuple[float, ...], tuple[int, ...]]:
@@ -225,13 +232,6 @@ class DQNAgent:
                 self._episode_returns[i], self._episode_lengths[i] = 0.0, 0
         returns, lengths = zip(*ended, strict=True) if ended else ((), ())
         return experienced, returns, lengths
-
-    def _update(self) -> UpdateMetrics:
-        indices = self.replay.draw(self.config.batch_size)
-        metrics = self.learner.update(self.replay.gather(indices, reuse=True))
-        if self.replay.prioritized:
-            self.replay.update_priorities(indices, metrics.td_error)
-        return metrics
 
     def predict(
         self,

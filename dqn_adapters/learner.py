@@ -1,155 +1,34 @@
-"""The learner: networks, TD loss, gradient step and target network. It knows no environment."""
+"""The learner: networks, gradient step and target network. It knows no environment."""
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional as F
 
-from dqn_adapters.config import DQNConfig, Loss, Variant
-from dqn_adapters.execution import AsMLP, CompiledGradient, Execution, as_mlp, make_kernels
-from dqn_adapters.finite import check_loss
-from dqn_adapters.targets import double_q_learning_target, greedy_actions, q_learning_target
-from dqn_adapters.transition import Arrays, Observations, Transition, to_tensor, to_tensors
+from dqn_adapters.compute import AsStack, Compute, Execution, as_stack
+from dqn_adapters.compute.eager import Eager, QFunction, TDLoss, td_loss
+from dqn_adapters.compute.seen import METRICS, UpdateMetrics, mean_metrics
+from dqn_adapters.config import DQNConfig
+from dqn_adapters.overrides import Methods
+from dqn_adapters.replay import ReplayBuffer
+from dqn_adapters.transition import Arrays, Observations, Transition
 
-QFunction = Callable[[Observations], torch.Tensor]
-"""Maps observations `(B, ...)` to action values `(B, A)`."""
-
-
-class TDLoss(NamedTuple):
-    """What the loss was made of. All but `loss` are detached."""
-
-    loss: torch.Tensor
-    """`()`, the weighted mean over the batch."""
-
-    td_error: torch.Tensor
-    """`(B,)`, target - prediction."""
-
-    q_value: torch.Tensor
-    """`(B,)`, the prediction Q(s, a)."""
-
-    td_target: torch.Tensor
-    """`(B,)`."""
-
-
-@dataclass(eq=False)
-class UpdateMetrics:
-    """What one update saw: detached tensors on the learner's device, nothing synchronised."""
-
-    loss: torch.Tensor
-    """`()`."""
-
-    td_error: torch.Tensor
-    """`(B,)`, target - prediction, before the update."""
-
-    q_value: torch.Tensor
-    """`(B,)`, the prediction Q(s, a), before the update."""
-
-    td_target: torch.Tensor
-    """`(B,)`."""
-
-    grad_norm: torch.Tensor
-    """`()`, the global L2 norm of the gradient before clipping."""
-
-    _seen: NDArray[np.float32] | None = field(default=None, init=False, repr=False)
-
-    @classmethod
-    def of(cls, seen: NDArray[np.float32]) -> UpdateMetrics:
-        """From what `kernel.td_gradient` wrote. The tensors are made when one is asked for."""
-        metrics = cls.__new__(cls)
-        metrics._seen = seen
-        return metrics
-
-    def __getattr__(self, name: str) -> Any:  # only for what is not there yet
-        if name not in METRICS or self._seen is None:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        seen = torch.from_numpy(self._seen)
-        values = seen[0], *seen[5:].view(3, -1).unbind(), seen[4]
-        self.__dict__.update(zip(METRICS, values, strict=True))
-        return self.__dict__[name]
-
-
-METRICS = tuple(part.name for part in fields(UpdateMetrics))[:5]
-
-
-def mean_metrics(metrics: Sequence[UpdateMetrics]) -> dict[str, float]:
-    """Means over updates and their batches, as numbers for a log.
-
-    Returns:
-        `loss`, `td_error` (of its absolute value), `q_value`, `td_target`, `grad_norm`.
-    """
-    seen = [one._seen[:5].tolist() for one in metrics if one._seen is not None]
-    if len(seen) == len(metrics):
-        means = [sum(values) / len(seen) for values in zip(*seen, strict=True)]
-        return dict(zip(METRICS, means, strict=True))
-    stacked = [torch.stack([getattr(one, name) for one in metrics]) for name in METRICS]
-    stacked[1] = stacked[1].abs()
-    # One transfer for all: each would wait for the device.
-    numbers = torch.stack([values.mean() for values in stacked]).tolist()
-    return dict(zip(METRICS, numbers, strict=True))
-
-
-def td_loss(
-    online: QFunction,
-    target: QFunction,
-    batch: Transition,
-    *,
-    variant: Variant,
-    loss: Loss = "huber",
-    huber_delta: float = 1.0,
-    online_next: QFunction | None = None,
-) -> TDLoss:
-    """The loss of DQN on one batch. Its only gradient is that of the prediction `online(s)[a]`.
-
-    Args:
-        online: The function that is learned.
-        target: The lagged copy; unused by `"vanilla"`.
-        batch: B transitions.
-        variant: See `DQNConfig.variant`.
-        loss: `"huber"` or `"mse"`; the mean over the batch of the weighted element losses.
-        huber_delta: TD error at which the Huber loss turns linear.
-        online_next: The learned function as it is evaluated on s', if that is not done by
-            `online` (a network with dropout or batch normalisation in evaluation mode).
-
-    Raises:
-        ValueError: the batch's shapes do not fit together; see `targets`.
-    """
-    q_values = online(batch.observations)
-    _check_batch(q_values, batch)
-    q_value = q_values.gather(1, batch.actions.unsqueeze(1)).squeeze(1)
-    with torch.no_grad():
-        online_next = online_next or online
-        value = (online_next if variant == "vanilla" else target)(batch.next_observations)
-        if variant == "double":
-            selector = online_next(batch.next_observations)
-            target_y = double_q_learning_target(
-                batch.rewards,
-                batch.discounts,
-                value,
-                selector,
-                next_action_masks=batch.next_action_masks,
-            )
-        else:
-            target_y = q_learning_target(
-                batch.rewards, batch.discounts, value, next_action_masks=batch.next_action_masks
-            )
-    if loss == "huber":
-        losses = F.huber_loss(q_value, target_y, reduction="none", delta=huber_delta)
-    else:
-        losses = F.mse_loss(q_value, target_y, reduction="none")
-    if batch.weights is not None:
-        losses = losses * batch.weights
-    prediction = q_value.detach()
-    return TDLoss(losses.mean(), target_y - prediction, prediction, target_y)
+__all__ = [
+    "METRICS",
+    "DQNLearner",
+    "QFunction",
+    "TDLoss",
+    "UpdateMetrics",
+    "mean_metrics",
+    "td_loss",
+]
 
 
 class DQNLearner:
@@ -168,11 +47,12 @@ class DQNLearner:
         optimizer: None: Adam over the parameters of `q_net`.
         q_values: How a network is called: `(module, observations) -> (B, A)`, for networks whose
             result is more than the action values. None: `module(observations)`.
-        execution: `"auto"` computes in a compiled kernel where the network and the optimiser are
-            such as it takes, and else in torch, whose results it has but for rounding; `"eager"`
-            is always torch; `"kernel"` insists; `"compiled"` is `torch.compile`, on CUDA as CUDA
-            graphs. See `execution` for the rule.
-        as_mlp: For networks that the kernel would not recognise: sees the plain MLP in them.
+        execution: `"auto"` computes in compiled code where that takes the network and the
+            optimiser as they are at the time, and else in torch, whose results it has but for
+            rounding; `"eager"` is always torch; `"kernel"` must be compiled code at first;
+            `"compiled"` is `torch.compile`, on CUDA as CUDA graphs. See `compute`.
+        as_stack: For networks that compiled code would not recognise: sees the layers in them.
+            None: as for networks of the core, unless `q_values` is given.
 
     Raises:
         ValueError: a target network is given for `"vanilla"`, or none other than `q_net` itself
@@ -188,24 +68,27 @@ class DQNLearner:
         optimizer: torch.optim.Optimizer | None = None,
         q_values: Callable[[nn.Module, Observations], torch.Tensor] | None = None,
         execution: Execution = "auto",
-        as_mlp: AsMLP = as_mlp,
+        as_stack: AsStack | None = None,
     ) -> None:
         self.config = config
         self.q_net = q_net
+        """The online network; may be replaced."""
         if config.variant == "vanilla":
             if target_net is not None and target_net is not q_net:
                 raise ValueError("variant='vanilla' has no target network: target_net must be None")
-            self.target_net = q_net
+            target_net = None
         else:
             if target_net is q_net:
                 raise ValueError(
                     f"variant={config.variant!r} needs a target_net that is not q_net itself"
                 )
-            self.target_net = copy.deepcopy(q_net) if target_net is None else target_net
-            self.target_net.requires_grad_(False).eval()
+            target_net = copy.deepcopy(q_net) if target_net is None else target_net
+            target_net.requires_grad_(False).eval()
+        self._target_net = target_net
         self.optimizer = optimizer or torch.optim.Adam(
             q_net.parameters(), lr=config.learning_rate, eps=config.adam_eps
         )
+        """Steps the online network; may be replaced."""
         self._q_values = q_values or _call
         self.counts: dict[Literal["steps", "episodes", "updates"], int] = {
             "steps": 0,
@@ -213,12 +96,21 @@ class DQNLearner:
             "updates": 0,
         }
         """Environment steps and finished episodes it was told of, and gradient updates made."""
-        self._mlp, self._adam = make_kernels(
-            execution, q_net, self.target_net, self.optimizer, config, as_mlp
-        )
-        self._compiled = None
-        if execution == "compiled":
-            self._compiled = CompiledGradient(self.td_loss, self.optimizer)
+        if as_stack is None:
+            as_stack = _stack_of_core if q_values is None else _no_stack
+        self._compute = Compute(self, execution, as_stack)
+
+    @property
+    def target_net(self) -> nn.Module:
+        """The target network, which may be replaced; for `"vanilla"` the online network."""
+        return self.q_net if self._target_net is None else self._target_net
+
+    @target_net.setter
+    def target_net(self, network: nn.Module) -> None:
+        if self._target_net is None and network is not self.q_net:
+            raise ValueError("variant='vanilla' has no target network")
+        if self._target_net is not None:
+            self._target_net = network
 
     @property
     def num_updates(self) -> int:
@@ -226,11 +118,19 @@ class DQNLearner:
         return self.counts["updates"]
 
     @property
-    def execution(self) -> Execution:
-        """Where gradients are computed: `"kernel"`, `"compiled"` or `"eager"`."""
-        if self._mlp is not None:
-            return "kernel"
-        return "eager" if self._compiled is None else "compiled"
+    def execution(self) -> Literal["eager", "compiled", "kernel"]:
+        """How updates are computed, as the networks and the optimiser are now."""
+        return self._compute.name
+
+    @property
+    def execution_reason(self) -> str | None:
+        """Why `execution` is not what was asked for; None if it is."""
+        return self._compute.reason
+
+    @property
+    def defines_loss(self) -> bool:
+        """Whether a subclass or a patch has its own loss or action values."""
+        return not _LOSS.are_those_of(self)
 
     def greedy_actions(
         self, observations: Arrays, action_masks: NDArray[np.bool_] | None = None
@@ -244,20 +144,28 @@ class DQNLearner:
         Returns:
             `(N,)`; see `targets.greedy_actions`.
         """
-        actions = None if self._mlp is None else self._mlp.greedy(observations, action_masks)
-        if actions is not None:
-            return actions
-        device = next(self.q_net.parameters()).device
-        masks = None if action_masks is None else to_tensor(action_masks, device)
-        with torch.no_grad():
-            q_values = self._online(to_tensors(observations, device))
-        chosen: NDArray[np.int64] = greedy_actions(q_values, masks).cpu().numpy()
-        return chosen
+        return self._compute("act").greedy_actions(observations, action_masks)
+
+    def fast_greedy_actions(
+        self, observations: Arrays, action_masks: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.int64] | None:
+        """`greedy_actions` by compiled code; None where torch has to be asked."""
+        way = self._compute("act")
+        return way.fast_greedy_actions(observations, action_masks)
+
+    @property
+    def acts_fast(self) -> bool:
+        """Whether compiled code acts, as the online network is now."""
+        return self._compute("act").name == "kernel"
+
+    def q_values(self, observations: Observations) -> torch.Tensor:
+        """The action values of the online network, `(B, A)`."""
+        return self._q_values(self.q_net, observations)
 
     def td_loss(self, batch: Transition) -> TDLoss:
         """The loss on a batch, with the gradient of the prediction recorded; see `td_loss`."""
         return td_loss(
-            self._online,
+            self.q_values,
             self._target,
             batch,
             variant=self.config.variant,
@@ -273,55 +181,35 @@ class DQNLearner:
         target network: with the weights that it began with, after its own TD targets. This is
         Tianshou's order, whose unit it is.
         """
-        in_updates = self.config.target_update_unit == "updates" and self.num_updates > 0
-        sync = in_updates and self.num_updates % self.config.target_update_interval == 0
-        seen = None if self._mlp is None or sync else self._mlp.update(batch)
-        if seen is None:
-            metrics = self._update_in_parts(batch, sync)
-        else:
-            metrics = UpdateMetrics.of(seen)
-            if not math.isfinite(seen[0]):
-                check_loss(metrics.loss, self.num_updates)
+        metrics = self._compute("learn").update(batch)
         self.counts["updates"] += 1
         return metrics
 
-    def _update_in_parts(self, batch: Transition, sync: bool) -> UpdateMetrics:
-        """Gradient and step one after the other, each by the kernel or by torch."""
-        seen = None if self._mlp is None else self._mlp.gradient(batch)
-        if seen is None:
-            loss, *per_row = self._gradient(batch)
-        else:
-            loss = torch.tensor(seen[0])
-        check_loss(loss, self.num_updates)
-        if sync:
-            self.sync_target()
-        norm = self._step()
-        if seen is None:
-            return UpdateMetrics(loss, *per_row, norm)  # type: ignore[call-arg]
-        seen[4] = norm.item()
-        return UpdateMetrics.of(seen)
+    def train(
+        self, replay: ReplayBuffer, updates: int, batch_size: int
+    ) -> Sequence[UpdateMetrics]:
+        """A training phase: updates on batches that are drawn from replay, and its priorities.
 
-    def _gradient(self, batch: Transition) -> TDLoss:
-        """The loss, with its gradient in the parameters' `grad`, by torch."""
-        compiled = None if self._compiled is None else self._compiled(batch)
-        if compiled is not None:
-            return TDLoss(*compiled)
-        result = self.td_loss(batch)
-        self.optimizer.zero_grad()
-        result.loss.backward()  # type: ignore[no-untyped-call]
-        return result._replace(loss=result.loss.detach())
+        Args:
+            replay: Where transitions are drawn from.
+            updates: How many updates are made.
+            batch_size: Transitions in one batch.
 
-    def _step(self) -> torch.Tensor:
-        norm = None if self._adam is None else self._adam.step()
-        if norm is not None:
-            return torch.tensor(norm)
-        parameters, max_norm = list(self.q_net.parameters()), self.config.max_grad_norm
-        if max_norm is None:
-            total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        else:
-            total = nn.utils.clip_grad_norm_(parameters, max_norm)
-        self.optimizer.step()
-        return total
+        Returns:
+            What each update saw.
+
+        Raises:
+            NonFiniteError: a loss is not finite; the updates before it are made.
+        """
+        way = self._compute("learn")
+        if not _STEP.are_those_of(self):
+            return Eager.train(way, replay, updates, batch_size)
+        return way.train(replay, updates, batch_size)
+
+    def sync_is_due(self) -> bool:
+        """Whether the next update has to sync the target network; see `update`."""
+        in_updates = self.config.target_update_unit == "updates" and self.num_updates > 0
+        return in_updates and self.num_updates % self.config.target_update_interval == 0
 
     def count(self, *, steps: int = 0, episodes: int = 0) -> bool:
         """Add to the counters; sync the target network if they complete its period.
@@ -395,9 +283,6 @@ class DQNLearner:
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.counts.update(state["counts"])
 
-    def _online(self, observations: Observations) -> torch.Tensor:
-        return self._q_values(self.q_net, observations)
-
     def _online_next(self, observations: Observations) -> torch.Tensor:
         # s' is evaluated as the target network evaluates it: no dropout, and no batch statistics
         # that the running ones would take up.
@@ -425,11 +310,13 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             module.train()
 
 
-def _check_batch(q_values: torch.Tensor, batch: Transition) -> None:
-    size = len(q_values)
-    if q_values.ndim != 2:
-        raise ValueError(f"the Q-network must return (B, A), got {tuple(q_values.shape)}")
-    for name in ("actions", "rewards", "discounts", "weights"):
-        values = getattr(batch, name)
-        if values is not None and values.shape != (size,):
-            raise ValueError(f"{name} must have shape ({size},), got {tuple(values.shape)}")
+def _stack_of_core(network: nn.Module) -> Any:
+    return as_stack(network)
+
+
+def _no_stack(network: nn.Module) -> None:
+    return None
+
+
+_LOSS = Methods(DQNLearner, "td_loss", "q_values", "_target", "_online_next", "sync_target")
+_STEP = Methods(DQNLearner, "update", "sync_is_due")

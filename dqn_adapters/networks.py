@@ -89,8 +89,10 @@ class BinaryCNN(nn.Module):
 
     def __init__(self, space: spaces.Box) -> None:
         super().__init__()
-        self._channels_last = space.shape[2] < space.shape[0]
-        channels = min(space.shape[0], space.shape[2])
+        self.channels_last = space.shape[2] < space.shape[0]
+        """Whether images are `(height, width, channels)`."""
+        height, width, channels = np.roll(space.shape, 0 if self.channels_last else -1).tolist()
+        self.image = channels, height, width
         self.layers = nn.Sequential(nn.Conv2d(channels, 16, 3), nn.ReLU(), nn.Flatten())
         with torch.no_grad():
             self.size: int = self(torch.zeros(1, *space.shape)).shape[1]
@@ -109,7 +111,7 @@ class BinaryCNN(nn.Module):
 
     def forward(self, observations: torch.Tensor) -> torch.Tensor:
         """Map images `(B, ...)` to features `(B, size)`."""
-        if self._channels_last:
+        if self.channels_last:
             observations = observations.permute(0, 3, 1, 2)
         features: torch.Tensor = self.layers(observations.float())
         return features
@@ -156,6 +158,11 @@ class Encoder(nn.Module):
             len(parts) == 1 and not self.convolutions and _is_numbers(*parts.values())
         )
         """Whether the vector is the observation itself, as float32 and flattened."""
+
+    @property
+    def only_convolution(self) -> nn.Module | None:
+        """The convolutions, if observations are images and go through nothing else."""
+        return self.convolutions[0] if len(self._functions) == len(self.convolutions) == 1 else None
 
     def forward(self, observations: Observations) -> torch.Tensor:
         """Map observations `(B, ...)` to features `(B, size)`."""

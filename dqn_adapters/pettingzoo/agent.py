@@ -16,7 +16,7 @@ from dqn_adapters import checkpoint
 from dqn_adapters.agent import resolve_device
 from dqn_adapters.config import DQNConfig, checked_int
 from dqn_adapters.environments import Masks
-from dqn_adapters.execution import Execution
+from dqn_adapters.compute import Execution
 from dqn_adapters.exploration import check_action_masks
 from dqn_adapters.finite import NonFiniteError
 from dqn_adapters.learner import UpdateMetrics

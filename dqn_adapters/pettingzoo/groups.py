@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from dqn_adapters.environments import (
     as_masks,
     check_action_space,
 )
-from dqn_adapters.execution import Execution
+from dqn_adapters.compute import Execution, as_stack
 from dqn_adapters.exploration import beta_schedule, epsilon_greedy, epsilon_schedule
 from dqn_adapters.finite import NonFiniteError
 from dqn_adapters.learner import DQNLearner, UpdateMetrics
@@ -150,7 +151,12 @@ class GroupPolicy:
         net_seed, act_seed, replay_seed = seeds.spawn(3)
         self._generator = np.random.default_rng(act_seed)
         q_net = make_q_net(network, self.observation_space, self.num_actions, config, net_seed)
-        self.learner = DQNLearner(q_net.to(device), config, execution=execution)
+        self.learner = DQNLearner(
+            q_net.to(device),
+            config,
+            execution=execution,
+            as_stack=partial(as_stack, space=self.observation_space),
+        )
         self.replay = ReplayBuffer.from_config(
             config,
             self.observation_space,
@@ -298,11 +304,9 @@ class GroupPolicy:
         metrics = None
         if self.num_turns > config.learning_starts:
             self.replay.beta = beta_schedule(config, total_timesteps)(num_timesteps)
-            for _ in range(phases * config.gradient_steps):
-                indices = self.replay.draw(config.batch_size)
-                metrics = self.learner.update(self.replay.gather(indices, reuse=True))
-                if self.replay.prioritized:
-                    self.replay.update_priorities(indices, metrics.td_error)
+            if phases:
+                updates = phases * config.gradient_steps
+                metrics = self.learner.train(self.replay, updates, config.batch_size)[-1]
         if self.self_play is not None and self.self_play.past_probability > 0:
             interval = self.self_play.snapshot_interval
             if self.num_turns // interval > before // interval:

@@ -6,7 +6,7 @@ import ctypes
 import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,7 +38,45 @@ from dqn_adapters.transition import (
 
 _NO_TREE = np.zeros((0, 1)), np.zeros(1, np.int64)
 _NO_WEIGHTS = np.zeros(0, np.float32)
-_NO_BITS: tuple[Any, tuple[int, int]] = (None, (0, 0))
+_NO_MASKS = np.zeros((0, 0), np.bool_)
+
+
+class Tables(NamedTuple):
+    """What a replay buffer holds, as compiled code sees it."""
+
+    observations: NDArray[Any]
+    """`(capacity, F)`."""
+
+    next_observations: NDArray[Any]
+    """`(capacity, F)`."""
+
+    actions: NDArray[np.int64]
+    rewards: NDArray[np.float32]
+    terminated: NDArray[np.bool_]
+    successor: NDArray[np.int64]
+    masks: NDArray[np.bool_]
+    """`(capacity, A)`; `(0, 0)` if there are none."""
+
+    nodes: NDArray[np.float64]
+    """Of the `SumTree`; empty without priorities."""
+
+    starts: NDArray[np.int64]
+
+
+class RandomBits(NamedTuple):
+    """Where compiled code finds the bits of a numpy generator: addresses."""
+
+    next_uint32: int
+    """A function that gives the next 32 bits."""
+
+    next_double: int
+    """A function that gives the next number in [0, 1)."""
+
+    state: int
+    """What they are called with."""
+
+
+_NO_BITS = None, RandomBits(0, 0, 0)
 
 # Of the fields of a step that compiled code stores.
 _SHAPE, _DTYPE = operator.attrgetter("shape"), operator.attrgetter("dtype")
@@ -60,8 +98,8 @@ class ReplayBuffer:
     runs into another episode, another environment, or past the newest row.
 
     Where numba is installed, compiled loops draw and set priorities, and, where observations are
-    vectors of float32 and there are no masks, also store steps and gather batches. What they do is
-    defined by the numpy beside each call.
+    vectors of float32, also store steps and gather batches. What they do is defined by the numpy
+    beside each call.
 
     Args:
         capacity: Transitions kept, >= 1.
@@ -122,8 +160,10 @@ class ReplayBuffer:
             "successor": np.full(capacity, -1, np.int64),
         }
         self._tree = SumTree(capacity) if prioritized else None
-        self._largest_priority = 1.0
+        self.largest_priority = 1.0
+        """That of a new transition."""
         self._reused: tuple[Transition, Any] | None = None  # a batch, and its fields as arrays
+        self._tables: Tables | None = None  # made when wanted, and anew when an array is replaced
         self._bits = _NO_BITS  # the generator's, and where they come from
         # By device, the copy of the observations there; None where it does not fit.
         self._copies: dict[torch.device, DeviceStorage | None] = {}
@@ -134,7 +174,7 @@ class ReplayBuffer:
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without the reused batch, whose tensors and arrays would no
         longer share memory in a copy, and what is made again when it is wanted."""
-        return {**self.__dict__, "_reused": None, "_bits": _NO_BITS, "_copies": {}}
+        return {**self.__dict__, "_reused": None, "_tables": None, "_bits": _NO_BITS, "_copies": {}}
 
     @classmethod
     def from_config(
@@ -163,11 +203,17 @@ class ReplayBuffer:
 
     def __len__(self) -> int:
         """Transitions stored."""
-        return self._added - self._oldest
+        return self._added - self.oldest
 
     @property
-    def _oldest(self) -> int:
+    def oldest(self) -> int:
+        """The number of the oldest transition stored; number n lies in slot n % `capacity`."""
         return max(self._added - self.capacity, self._storage.oldest)
+
+    @property
+    def observation_shape(self) -> tuple[int, ...] | None:
+        """The shape of one observation; None for a dictionary of arrays."""
+        return self._storage.shape
 
     @property
     def nbytes(self) -> int:
@@ -207,7 +253,7 @@ class ReplayBuffer:
         if len(valid) < count:
             step = EnvStep(*(_rows(values, valid) for values in step))
         envs = valid if streams is None else streams[valid]
-        oldest, first = self._oldest, self._added % self.capacity
+        oldest, first = self.oldest, self._added % self.capacity
         numbers = self._added + np.arange(len(valid))
         slots: Slots = slice(first, first + len(valid))
         if first + len(valid) > self.capacity:
@@ -222,15 +268,18 @@ class ReplayBuffer:
         self._storage.add(numbers, slots, envs, step.observations, step.next_observations)
         self._added += len(envs)
         if self._tree is not None:
-            evicted = np.arange(oldest, self._oldest)
+            evicted = np.arange(oldest, self.oldest)
             self._tree.set(evicted % self.capacity, 0.0)
-            self._tree.set(numbers % self.capacity, self._largest_priority)
+            self._tree.set(numbers % self.capacity, self.largest_priority)
 
     def _add_vectors(self, step: EnvStep, count: int, streams: Indices | None) -> bool:
         """Store the step by compiled code; False if that is not for this step (or it is wrong)."""
-        rows, compiled = self._vectors(), loops()
-        if compiled is None or rows is None or step.next_action_masks is not None:
+        rows, compiled, masks = self.tables, loops(), step.next_action_masks
+        if compiled is None or rows is None or rows[0].dtype != np.float32:
             return False
+        if (masks is None) == self.has_masks:  # they come now and then, or the first time
+            return False
+        masks = _NO_MASKS if masks is None else masks
         fields: Any = step[:7]
         vectors, numbers = (count, rows[0].shape[1]), (count,)
         if (
@@ -238,6 +287,9 @@ class ReplayBuffer:
             or list(map(_DTYPE, fields)) not in _DTYPES
             or list(map(_SHAPE, fields)) != [vectors, numbers, numbers, vectors, *[numbers] * 3]
             or count > self.capacity
+            or type(masks) is not np.ndarray
+            or masks.dtype != np.bool_
+            or masks.shape != (count if self.has_masks else 0, rows.masks.shape[1])
         ):
             return False
         if streams is None:
@@ -247,18 +299,31 @@ class ReplayBuffer:
         elif count != 1 or streams.shape != numbers or not 0 <= streams[0] < self.num_envs:
             return False  # whether several are distinct, `_check` finds out
         self._added += compiled.store(
-            *(*rows, self._last, self._added, self._largest_priority, streams), *fields
+            *(*rows, self._last, self._added, self.largest_priority, streams), *fields, masks
         )
         return True
 
-    def _vectors(self) -> tuple[NDArray[Any], ...] | None:
-        """The arrays that compiled code works with: what is stored, and the priorities. None if
-        observations are not vectors of float32, or there are masks."""
-        observations, arrays = self._storage.vectors, self._arrays
-        if observations is None or self.has_masks:
+    @property
+    def tables(self) -> Tables | None:
+        """The arrays that compiled code works with; None if observations are not kept whole, one
+        array of numbers each."""
+        if self._tables is None:
+            self._tables = self._make_tables()
+        return self._tables
+
+    def _make_tables(self) -> Tables | None:
+        observations, arrays, tree = self._storage.vectors, self._arrays, self._tree
+        if observations is None:
             return None
-        tree = _NO_TREE if self._tree is None else (self._tree.nodes, self._tree.starts)
-        return (*observations, *arrays.values(), *tree)
+        return Tables(
+            *observations,
+            arrays["actions"],
+            arrays["rewards"],
+            arrays["terminated"],
+            arrays["successor"],
+            arrays.get("next_action_masks", _NO_MASKS),
+            *(_NO_TREE if tree is None else (tree.nodes, tree.starts)),
+        )
 
     def _check(self, step: EnvStep, count: int, streams: Indices | None) -> None:
         if (streams is None and count != self.num_envs) or count > self.capacity:
@@ -282,6 +347,7 @@ class ReplayBuffer:
         if masks is not None and not self._added and "next_action_masks" not in self._arrays:
             shape = (self.capacity, np.shape(masks)[-1])
             self._arrays["next_action_masks"] = np.zeros(shape, np.bool_)
+            self._tables = None
         stored = self._arrays.get("next_action_masks")
         if (masks is None) != (stored is None):
             raise ValueError("next_action_masks must come with every step or with none")
@@ -320,31 +386,49 @@ class ReplayBuffer:
         Raises:
             ValueError: the buffer is empty.
         """
-        oldest = self._oldest
+        oldest = self.oldest
         if self._added == oldest:
             raise ValueError("the replay buffer is empty: there is nothing to sample")
         compiled, count = loops(), self._added - oldest
         if self._tree is None:
             if compiled is not None and count < 2**32:
-                slots = np.empty(batch_size, np.int64)
-                compiled.draw(*self._random_bits(), oldest, count, self.capacity, slots)
+                slots, bits = np.empty(batch_size, np.int64), self.random_bits
+                compiled.draw(
+                    bits.next_uint32, bits.state, oldest, count, self.capacity, slots
+                )
                 return slots
             numbers = self.generator.integers(count, size=batch_size)
             return (oldest + numbers) % self.capacity if oldest else numbers
-        uniform = self.generator.random(batch_size)
         if compiled is not None:
-            drawn: Indices = compiled.draw_prioritized(self._tree.nodes, self._tree.starts, uniform)
-            return drawn
-        parts = (np.arange(batch_size) + uniform) / batch_size
+            slots, bits = np.empty(batch_size, np.int64), self.random_bits
+            compiled.draw_prioritized(
+                bits.next_double, bits.state, self._tree.nodes, self._tree.starts, slots
+            )
+            return slots
+        parts = (np.arange(batch_size) + self.generator.random(batch_size)) / batch_size
         return self._tree.find(parts * self._tree.total)
 
-    def _random_bits(self) -> tuple[int, int]:
-        """Where compiled code finds the generator's bits: a function and what it is called with."""
+    @property
+    def sampling(self) -> tuple[Any, ...]:
+        """What compiled code draws and gathers by, beside `tables`: the oldest number, how many are
+        stored, `n_steps`, `gamma`, `beta`, `alpha`, the largest priority, and `random_bits`."""
+        oldest = self.oldest
+        return (
+            *(oldest, self._added - oldest, self.n_steps, float(self.gamma)),
+            *(float(self.beta), float(self.alpha), self.largest_priority, *self.random_bits),
+        )
+
+    @property
+    def random_bits(self) -> RandomBits:
+        """The bits of the generator."""
         bits = self.generator.bit_generator
         if bits is not self._bits[0]:
             interface: Any = bits.ctypes
-            function = ctypes.cast(interface.next_uint32, ctypes.c_void_p).value
-            self._bits = bits, (function or 0, interface.state_address)
+            next_uint32, next_double = (
+                ctypes.cast(function, ctypes.c_void_p).value or 0
+                for function in (interface.next_uint32, interface.next_double)
+            )
+            self._bits = bits, RandomBits(next_uint32, next_double, interface.state_address)
         return self._bits[1]
 
     def gather(
@@ -427,10 +511,16 @@ class ReplayBuffer:
     def _gather_vectors(self, indices: Indices) -> Transition | None:
         """Gather into the batch that is used again, by compiled code; None if that is not for
         these indices (or they are wrong)."""
-        rows, compiled = self._vectors(), loops()
-        if compiled is None or rows is None or indices.dtype != np.int64 or indices.ndim != 1:
+        rows, compiled = self.tables, loops()
+        if compiled is None or rows is None or rows[0].dtype != np.float32:
             return None
-        if self._reused is None or len(self._reused[1].rewards) != len(indices):
+        if indices.dtype != np.int64 or indices.ndim != 1 or len(self._storage.shape) != 1:
+            return None
+        if (
+            self._reused is None
+            or len(self._reused[1].rewards) != len(indices)
+            or (self._reused[1].next_action_masks is None) == self.has_masks
+        ):
             size, features = len(indices), rows[0].shape[1]
             batch = Transition(
                 observations=torch.empty(size, features),
@@ -438,13 +528,17 @@ class ReplayBuffer:
                 rewards=torch.empty(size),
                 discounts=torch.empty(size),
                 next_observations=torch.empty(size, features),
+                next_action_masks=torch.empty(size, rows.masks.shape[1], dtype=torch.bool)
+                if self.has_masks
+                else None,
                 weights=torch.empty(size) if self.prioritized else None,
             )
             self._reused = batch, Transition(*map(_as_arrays, batch))
-        batch, (s, a, r, d, s_next, _, weights) = self._reused
+        batch, (s, a, r, d, s_next, legal, weights) = self._reused
         done = compiled.gather(
             *(*rows, indices, self.n_steps, float(self.gamma), len(self), float(self.beta)),
-            *(s, a, r, d, s_next, _NO_WEIGHTS if weights is None else weights),
+            *(s, a, r, d, s_next, _NO_MASKS if legal is None else legal),
+            _NO_WEIGHTS if weights is None else weights,
         )
         return batch if done else None
 
@@ -466,10 +560,10 @@ class ReplayBuffer:
         if compiled is not None and errors.shape == indices.shape and indices.dtype == np.int64:
             row, largest = compiled.set_priorities(
                 *(self._tree.nodes, self._tree.starts, indices, errors),
-                *(self.alpha, self._largest_priority),
+                *(self.alpha, self.largest_priority),
             )
             if row < 0:
-                self._largest_priority = largest
+                self.largest_priority = largest
                 return
         errors = np.abs(errors)
         if not np.isfinite(errors).all():
@@ -480,7 +574,7 @@ class ReplayBuffer:
             )
         priorities = (errors + 1e-6) ** self.alpha
         self._tree.set(indices, priorities)
-        self._largest_priority = max(self._largest_priority, float(priorities.max()))
+        self.largest_priority = max(self.largest_priority, float(priorities.max()))
 
     def state_dict(self) -> dict[str, Any]:
         """The stored transitions (views), priorities, links and the generator's state."""
@@ -490,7 +584,7 @@ class ReplayBuffer:
             "arrays": {name: array[:size] for name, array in self._arrays.items()},
             "storage": self._storage.state_dict(size),
             "tree": None if self._tree is None else self._tree.state_dict(),
-            "largest_priority": self._largest_priority,
+            "largest_priority": self.largest_priority,
             "added": self._added,
             "last": self._last,
             "generator": self.generator.bit_generator.state,
@@ -522,11 +616,11 @@ class ReplayBuffer:
         self._storage.load_state_dict(state["storage"], size)
         for name, array in arrays.items():
             array[:size] = stored[name]
-        self._arrays = arrays
+        self._arrays, self._tables = arrays, None
         self._copies.clear()
         self._last[:] = state["last"]
         self._added = int(state["added"])
-        self._largest_priority = float(state["largest_priority"])
+        self.largest_priority = float(state["largest_priority"])
         if self._tree is not None:
             self._tree.load_state_dict(state["tree"])
         self.generator.bit_generator.state = state["generator"]

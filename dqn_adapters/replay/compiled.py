@@ -15,22 +15,27 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
 
-@njit(cache=True, fastmath={"reassoc"})
-def total(nodes: Any, starts: Any) -> float:
-    """The sum of all values."""
-    result = 0.0
-    for value in nodes[starts[-1]]:
-        result += value
-    return result
+@njit(cache=True, inline="always")
+def _sum(block: Any) -> Any:
+    """The sum of a block of 64 values, in an order that is the same wherever this is compiled."""
+    sums = block[:8].copy()
+    for k in range(8, len(block), 8):
+        for j in range(8):
+            sums[j] += block[k + j]
+    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))
 
 
 @njit(cache=True)
-def find(nodes: Any, starts: Any, masses: Any) -> NDArray[np.int64]:
-    """See `SumTree.find`."""
-    found = np.empty(len(masses), np.int64)
+def total(nodes: Any, starts: Any) -> float:
+    """The sum of all values."""
+    return _sum(nodes[starts[-1]])
+
+
+@njit(cache=True)
+def find(nodes: Any, starts: Any, masses: Any, indices: Any) -> None:
+    """See `SumTree.find`; the indices go into `indices` `(B,)`."""
     for i in range(len(masses)):
         mass, row = masses[i], 0
         for k in range(len(starts) - 1, -1, -1):
@@ -44,20 +49,17 @@ def find(nodes: Any, starts: Any, masses: Any) -> NDArray[np.int64]:
                         break
             mass -= below
             row = row * len(block) + child
-        found[i] = row
-    return found
+        indices[i] = row
 
 
-@njit(cache=True, fastmath={"reassoc"})
+@njit(cache=True)
 def set_value(nodes: Any, starts: Any, index: int, value: float) -> None:
     """Set one value and the sums above it."""
     fan_out = nodes.shape[1]
     row = index // fan_out
     nodes[row, index % fan_out] = value
     for k in range(1, len(starts)):
-        below = 0.0
-        for child in nodes[starts[k - 1] + row]:
-            below += child
+        below = _sum(nodes[starts[k - 1] + row])
         nodes[starts[k] + row // fan_out, row % fan_out] = below
         row //= fan_out
 
@@ -95,22 +97,31 @@ def set_priorities(
     return -1, largest
 
 
-@intrinsic
-def _next_uint32(typing_context: Any, function: Any, state: Any) -> Any:
-    """The next 32 random bits of a bit generator of numpy: calls `uint32_t function(void *state)`,
+def _next(bits: Any, result: Any) -> Any:
+    """A compiled function that calls a function of one of numpy's bit generators with its state,
     both given by their addresses."""
 
-    def call(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        void = ir.IntType(8).as_pointer()
-        pointer = ir.FunctionType(ir.IntType(32), [void]).as_pointer()
-        return builder.call(builder.inttoptr(args[0], pointer), [builder.inttoptr(args[1], void)])
+    @intrinsic
+    def call_next(typing_context: Any, function: Any, state: Any) -> Any:
+        def call(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            void = ir.IntType(8).as_pointer()
+            pointer = ir.FunctionType(bits, [void]).as_pointer()
+            return builder.call(
+                builder.inttoptr(args[0], pointer), [builder.inttoptr(args[1], void)]
+            )
 
-    return types.uint32(types.int64, types.int64), call
+        return result(types.int64, types.int64), call
+
+    return call_next
+
+
+_next_uint32 = _next(ir.IntType(32), types.uint32)
+_next_double = _next(ir.DoubleType(), types.float64)
 
 
 @njit(cache=True, inline="always")
 def _bits(function: int, state: int) -> Any:
-    return np.uint64(_next_uint32(function, state))  # type: ignore[call-arg]
+    return np.uint64(_next_uint32(function, state))
 
 
 @njit(types.void(*[types.int64] * 5, types.int64[::1]), cache=True)
@@ -140,13 +151,21 @@ def draw(function: int, state: int, oldest: int, count: int, capacity: int, slot
 
 
 @njit(cache=True)
-def draw_prioritized(nodes: Any, starts: Any, uniform: Any) -> NDArray[np.int64]:
-    """Slots by one draw from [0, 1) for each of as many equal parts of the total."""
-    masses = np.empty(len(uniform))
+def draw_prioritized(function: int, state: int, nodes: Any, starts: Any, slots: Any) -> None:
+    """Slots by one draw from [0, 1) for each of `len(slots)` equal parts of the total.
+
+    The draws are those of `Generator.random`.
+
+    Args:
+        function: Address of the bit generator's `next_double`.
+        state: Address of its state.
+        slots: int64 `(B,)`, where they go.
+    """
+    masses = np.empty(len(slots))
     mass = total(nodes, starts)
-    for i in range(len(uniform)):
-        masses[i] = (i + uniform[i]) / len(uniform) * mass
-    return find(nodes, starts, masses)
+    for i in range(len(slots)):
+        masses[i] = (i + _next_double(function, state)) / len(slots) * mass
+    find(nodes, starts, masses, slots)
 
 
 def _rows(dtype: Any, ndim: int = 1) -> Any:
@@ -159,10 +178,11 @@ _STORED = [
     types.int64(
         *(types.float32[:, ::1], types.float32[:, ::1]),
         *(types.int64[::1], types.float32[::1], types.boolean[::1], types.int64[::1]),
-        *(types.float64[:, ::1], types.int64[::1]),
+        *(types.boolean[:, ::1], types.float64[:, ::1], types.int64[::1]),
         *(types.int64[::1], types.int64, types.float64, _rows(types.int64)),
         *(_rows(types.float32, 2), _rows(types.int64), _rows(reward), _rows(types.float32, 2)),
         *(_rows(types.boolean), _rows(types.boolean), _rows(types.boolean)),
+        _rows(types.boolean, 2),
     )
     for reward in (types.float64, types.float32)
 ]
@@ -176,6 +196,7 @@ def store(
     rewards: Any,
     terminated: Any,
     successor: Any,
+    masks: Any,
     nodes: Any,
     starts: Any,
     last: Any,
@@ -189,16 +210,18 @@ def store(
     terminal: Any,
     truncated: Any,
     valid: Any,
+    next_masks: Any,
 ) -> int:
     """Store the valid rows of a step; see `ReplayBuffer.add`.
 
     Args:
-        observations: `(capacity, F)`, and the arrays of the buffer that follow.
+        observations: `(capacity, F)`, and the arrays of the buffer that follow; `masks` is
+            `(capacity, A)`, or `(0, 0)`: there are none.
         last: Number of every stream's newest row, or -1.
         added: Rows stored so far.
         priority: Of new rows.
         streams: `(N,)`, distinct.
-        s: `(N, F)`, and the fields of the step that follow.
+        s: `(N, F)`, and the fields of the step that follow; `next_masks` is `(N, A)` or `(0, 0)`.
 
     Returns:
         How many rows there were.
@@ -212,6 +235,8 @@ def store(
             observations[slot, j] = s[i, j]
             next_observations[slot, j] = s_next[i, j]
         actions[slot], rewards[slot], terminated[slot] = a[i], r[i], terminal[i]
+        for j in range(masks.shape[1]):
+            masks[slot, j] = next_masks[i, j]
         successor[slot] = -1
         previous = last[streams[i]]
         if previous >= 0 and previous > added - capacity:
@@ -231,6 +256,7 @@ def gather(
     rewards: Any,
     terminated: Any,
     successor: Any,
+    masks: Any,
     nodes: Any,
     starts: Any,
     indices: Any,
@@ -243,12 +269,14 @@ def gather(
     r: Any,
     d: Any,
     s_next: Any,
+    legal: Any,
     weights: Any,
 ) -> bool:
     """See `ReplayBuffer.gather` and `n_step_returns`.
 
     Args:
-        observations: `(capacity, F)`, and the arrays of the buffer that follow.
+        observations: `(capacity, F)`, and the arrays of the buffer that follow; `masks` is
+            `(capacity, A)`, or `(0, 0)`: there are none.
         indices: The slots.
         n_steps: And `gamma`: of the returns.
         count: Rows stored; and `beta`: of the importance weights.
@@ -280,6 +308,8 @@ def gather(
         r[i], d[i] = value, 0.0 if terminated[row] else discount
         for j in range(s.shape[1]):
             s_next[i, j] = next_observations[row, j]
+        for j in range(masks.shape[1]):
+            legal[i, j] = masks[row, j]
     for i in range(len(weights)):
         weights[i] = importance[i] / largest
     return True

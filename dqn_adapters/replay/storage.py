@@ -26,6 +26,9 @@ class Storage(Protocol):
     oldest: int
     """Rows before this number are lost, beyond those that the ring overwrote."""
 
+    shape: tuple[int, ...] | None
+    """The shape of one observation; None for a dictionary of arrays."""
+
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays, filled or not."""
@@ -42,8 +45,8 @@ class Storage(Protocol):
         the slots `slots` of the ring."""
 
     @property
-    def vectors(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        """s and s', `(capacity, F)` each, if they are kept as vectors of float32."""
+    def vectors(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """s and s' as views `(capacity, F)`, if each is kept whole, as one array."""
 
     def reserve(self, num_streams: int) -> None:
         """Make room for rows of so many streams, more than there were."""
@@ -79,6 +82,7 @@ class DenseStorage:
     def __init__(self, capacity: int, space: spaces.Space[Any]) -> None:
         self.capacity = capacity
         self.oldest = 0
+        self.shape = None if isinstance(space, spaces.Dict) else space.shape
         self._arrays = {
             name: _empty(capacity, space) for name in ("observations", "next_observations")
         }
@@ -102,11 +106,13 @@ class DenseStorage:
             map_arrays(lambda array, row: array.__setitem__(slots, row), self._arrays[name], rows)
 
     @property
-    def vectors(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    def vectors(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
         s, s_next = self._arrays["observations"], self._arrays["next_observations"]
         if isinstance(s, dict) or isinstance(s_next, dict):
             return None
-        return (s, s_next) if s.ndim == 2 and s.dtype == np.float32 else None
+        if s.ndim != 2:
+            s, s_next = s.reshape(len(s), -1), s_next.reshape(len(s), -1)
+        return s, s_next
 
     def reserve(self, num_streams: int) -> None:
         pass  # whole observations need nothing of their stream

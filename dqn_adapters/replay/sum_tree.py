@@ -84,8 +84,9 @@ class SumTree:
         """
         compiled = loops()
         if compiled is not None:
-            found: NDArray[np.int64] = compiled.find(self.nodes, self.starts, masses)
-            return found
+            indices = np.empty(len(masses), np.int64)
+            compiled.find(self.nodes, self.starts, masses, indices)
+            return indices
         rows = np.zeros(len(masses), np.int64)
         for level in reversed(self._levels):
             sums = level[rows].cumsum(axis=1)

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from dqn_adapters import replay as core
 from dqn_adapters.config import DQNConfig, checked_float
 from dqn_adapters.environments import Masks
+from dqn_adapters.overrides import Methods
 from dqn_adapters.transition import EnvStep, Transition, map_arrays, to_tensors
 
 Samples = ReplayBufferSamples | DictReplayBufferSamples
@@ -116,8 +117,8 @@ class CoreReplayBuffer(ReplayBuffer):
             "alpha": alpha,
             "beta": beta,
         }
-        # Whether samples are what is stored, in shape; a VecNormalize may change them.
-        self._is_as_stored = self.obs_shape == self.observation_space.shape
+        self.gives_as_stored = self.obs_shape == self.observation_space.shape
+        """Whether samples are what is stored, in shape; a VecNormalize may change them."""
         self._none = np.zeros(n_envs, np.bool_)
         self.replay = self._make_replay(generator or np.random.default_rng())
 
@@ -253,7 +254,7 @@ class CoreReplayBuffer(ReplayBuffer):
         self, indices: Indices, env: VecNormalize | None, reuse: bool = False
     ) -> Transition:
         normalize = None if env is None else env.normalize_reward
-        as_stored = env is None and self._is_as_stored
+        as_stored = env is None and self.gives_as_stored
         batch = self.replay.gather(
             indices,
             transform_rewards=normalize,
@@ -282,3 +283,23 @@ class CoreReplayBuffer(ReplayBuffer):
             lambda part, shape: part.numpy().reshape(-1, *shape), observations, shapes
         )
         return to_tensors(rows if env is None else env.normalize_obs(rows), self.device)
+
+
+_SAMPLING = Methods(CoreReplayBuffer, "sample", "_get_samples")
+_DRAWING = Methods(CoreReplayBuffer, "draw", "update_priorities", "_gather", "_observed")
+
+
+def samples_otherwise(buffer: CoreReplayBuffer) -> bool:
+    """Whether a subclass or a patch has its own way to sample."""
+    return not _SAMPLING.are_those_of(buffer)
+
+
+def has_own_replay(buffer: ReplayBuffer) -> bool:
+    """Whether batches are what the core's replay gives, without anything in between."""
+    return (
+        isinstance(buffer, CoreReplayBuffer)
+        and buffer.gives_as_stored
+        and buffer.device.type == "cpu"
+        and _SAMPLING.are_those_of(buffer)
+        and _DRAWING.are_those_of(buffer)
+    )

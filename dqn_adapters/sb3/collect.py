@@ -29,6 +29,7 @@ from dqn_adapters.finite import check_finite
 from dqn_adapters.learner import DQNLearner
 from dqn_adapters.sb3.buffers import CoreReplayBuffer
 from dqn_adapters.sb3.masks import check_masking, masks_in
+from dqn_adapters.sb3.policies import has_stock_methods
 
 
 class Collecting(stable_baselines3.DQN):
@@ -131,8 +132,10 @@ class Collecting(stable_baselines3.DQN):
         )
 
     def _set_training_mode(self, mode: bool) -> None:
-        """The host sets it twice in every step; to a plain MLP it is all the same."""
-        if self.learner.execution != "kernel":
+        """The host sets it twice in every step; to what compiled code takes it is all the same."""
+        learner = self.learner
+        fast = learner.execution == "kernel" if mode else learner.acts_fast
+        if not fast or not has_stock_methods(self.policy):
             self.policy.set_training_mode(mode)
 
     def _step(self, env: VecEnv, actions: NDArray[Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -17,11 +17,17 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from dqn_adapters.config import DQNConfig, Loss, TargetUpdateUnit, Variant
 from dqn_adapters.environments import Masks, as_masks
-from dqn_adapters.execution import Execution
+from dqn_adapters.compute import Execution
 from dqn_adapters.exploration import beta_schedule, epsilon_greedy, epsilon_schedule
 from dqn_adapters.learner import DQNLearner, UpdateMetrics, mean_metrics
 from dqn_adapters.replay import ReplayBuffer
-from dqn_adapters.sb3.buffers import CoreReplayBuffer, to_transition
+from dqn_adapters.overrides import Methods
+from dqn_adapters.sb3.buffers import (
+    CoreReplayBuffer,
+    has_own_replay,
+    samples_otherwise,
+    to_transition,
+)
 from dqn_adapters.sb3.collect import Collecting
 from dqn_adapters.sb3.config import (
     check_replay_options,
@@ -36,7 +42,7 @@ from dqn_adapters.sb3.host import (
     keep_online,
 )
 from dqn_adapters.sb3.masks import with_mask_info
-from dqn_adapters.sb3.policies import as_mlp, masked_greedy, q_values, sees_images
+from dqn_adapters.sb3.policies import as_stack, has_stock_methods, masked_greedy, q_values, sees_images
 from dqn_adapters.sb3.policies import dueling as with_dueling_head
 from dqn_adapters.sb3.resume import load_full, save_full
 from dqn_adapters.sb3.streams import continue_streams, get_streams, set_streams
@@ -187,7 +193,7 @@ class DQN(Collecting):
             optimizer=self.policy.optimizer,
             q_values=q_values,
             execution=self.execution,
-            as_mlp=as_mlp,
+            as_stack=as_stack,
         )
         self.learner.counts.update(
             # A model that the host saved has its own counters only.
@@ -283,6 +289,10 @@ class DQN(Collecting):
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         warmup = self.num_timesteps < learning_starts
         assert self._last_obs is not None
+        if not warmup and not _PREDICTION.are_those_of(self):
+            masks = {} if self._action_masks is None else {"action_masks": self._action_masks}
+            actions, _ = self.predict(self._last_obs, deterministic=False, **masks)
+            return actions, actions - self.action_space.start
         epsilon = 1.0 if warmup else self.exploration_rate
         actions = self._act(self._last_obs, epsilon, self._action_masks, n_envs)
         return actions + self.action_space.start, actions  # stored counted from 0
@@ -298,10 +308,14 @@ class DQN(Collecting):
         batched = num_envs is not None or self.policy.is_vectorized_observation(observation)
 
         def greedy() -> NDArray[np.int64]:
-            if self.learner.execution == "kernel" and not isinstance(observation, dict):
+            stock = has_stock_methods(self.policy) and self.policy.q_net is self.learner.q_net
+            if stock and not isinstance(observation, dict):
                 rows = observation if batched else observation[None]
-                return self.learner.greedy_actions(rows, masks)
-            if num_envs is not None and sees_images(self.q_net):  # as the environment has them
+                actions = self.learner.fast_greedy_actions(rows, masks)
+                if actions is not None:
+                    return actions
+            # As the environment has them:
+            if stock and num_envs is not None and sees_images(self.q_net):
                 return self.learner.greedy_actions(observation, masks)
             if masks is None:
                 return np.atleast_1d(self.policy.predict(observation)[0])
@@ -343,15 +357,28 @@ class DQN(Collecting):
         """Make `gradient_steps` updates, each on `batch_size` sampled transitions."""
         self._set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        if self._live != live_values(self) or self.policy.optimizer is not self.learner.optimizer:
+        if self._live != live_values(self):
             self._make_learner(to_config(self))
-        if isinstance(self.replay_buffer, CoreReplayBuffer):
-            self._follow(self.replay_buffer.replay)
-        metrics = [self._update(batch_size) for _ in range(gradient_steps)]
+        self._follow_host()
+        buffer = self.replay_buffer
+        if isinstance(buffer, CoreReplayBuffer):
+            self._follow(buffer.replay)
+        metrics: Sequence[UpdateMetrics]
+        if self._vec_normalize_env is None and has_own_replay(buffer):
+            metrics = self.learner.train(buffer.replay, gradient_steps, batch_size)
+        else:
+            metrics = [self._update(batch_size) for _ in range(gradient_steps)]
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if metrics:
             self._record(mean_metrics(metrics))
+
+    def _follow_host(self) -> None:
+        """Learn the networks with the optimiser that the host would use."""
+        learner = self.learner
+        learner.q_net, learner.optimizer = self.q_net, self.policy.optimizer
+        if self.variant != "vanilla":
+            learner.target_net = self.q_net_target
 
     def _follow(self, replay: ReplayBuffer) -> None:
         """Hyper-parameters of the buffer as they are now."""
@@ -362,7 +389,7 @@ class DQN(Collecting):
 
     def _update(self, batch_size: int) -> UpdateMetrics:
         buffer, env = self.replay_buffer, self._vec_normalize_env
-        if not isinstance(buffer, CoreReplayBuffer):
+        if not isinstance(buffer, CoreReplayBuffer) or samples_otherwise(buffer):
             return self.learner.update(
                 to_transition(buffer.sample(batch_size, env=env), self.gamma)
             )
@@ -444,3 +471,5 @@ class DQN(Collecting):
 DQN.__init__.__signature__ = joined_signature(  # type: ignore[attr-defined]
     stable_baselines3.DQN.__init__, DQN.__init__
 )
+
+_PREDICTION = Methods(DQN, "predict", "_act")

@@ -14,8 +14,10 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 
 from dqn_adapters.environments import Masks
-from dqn_adapters.execution import watched
+from dqn_adapters.compute import Stack
+from dqn_adapters.compute.signature import has_global_hooks, is_stock, torch_is_plain
 from dqn_adapters.networks import q_head, scaled_images
+from dqn_adapters.overrides import Methods
 from dqn_adapters.targets import greedy_actions
 from dqn_adapters.transition import to_tensor
 
@@ -56,8 +58,8 @@ def dueling(policy_class: type[DQNPolicy]) -> type[DQNPolicy]:
     return type(f"Dueling{policy_class.__name__}", (_Dueling, policy_class), {})
 
 
-def as_mlp(network: torch.nn.Module) -> torch.nn.Sequential | None:
-    """The plain MLP in the host's `QNetwork`; see `execution.AsMLP`."""
+def as_stack(network: torch.nn.Module) -> Stack | None:
+    """The layers in the host's `QNetwork` over numbers; see `compute.AsStack`."""
     if type(network) is not QNetwork or type(network.features_extractor) is not FlattenExtractor:
         return None
     space = network.observation_space
@@ -65,19 +67,32 @@ def as_mlp(network: torch.nn.Module) -> torch.nn.Sequential | None:
     numbers = isinstance(space, spaces.MultiBinary) or (
         isinstance(space, spaces.Box) and not scaled
     )
-    return network.q_net if numbers else None
+    return Stack([network.q_net], converts=True, flattens=True) if numbers else None
+
+
+_POLICY = Methods(
+    DQNPolicy,
+    *("predict", "_predict", "forward", "obs_to_tensor", "set_training_mode"),
+    *("is_vectorized_observation", "__call__"),
+)
+
+
+def has_stock_methods(policy: DQNPolicy) -> bool:
+    """Whether the policy chooses actions by the host's own code."""
+    return _POLICY.are_those_of(policy) and is_stock(policy)
 
 
 def sees_images(network: torch.nn.Module) -> bool:
-    """Whether this is the host's `QNetwork` with its `NatureCNN`, on images that it scales, and no
-    hook looks at what `q_values` goes around."""
+    """Whether this is the host's `QNetwork` with its `NatureCNN`, on images that it scales, and
+    nothing looks at or changes what `q_values` goes around."""
     if type(network) is not QNetwork or type(network.features_extractor) is not NatureCNN:
         return False
     cnn = network.features_extractor.cnn
     rectifiers = (part for part in cnn if type(part) is torch.nn.ReLU)
     around = network, network.features_extractor, cnn, *rectifiers
+    plain = torch_is_plain() and not has_global_hooks() and all(map(is_stock, around))
     scaled = network.normalize_images and is_image_space(network.observation_space)
-    return scaled and not any(map(watched, around))
+    return scaled and plain
 
 
 def q_values(network: Any, observations: Any) -> torch.Tensor:

@@ -19,7 +19,7 @@ from tianshou.utils.lagged_network import EvalModeModuleWrapper
 from tianshou.utils.torch_utils import torch_device
 
 from dqn_adapters.config import DQNConfig, rejected
-from dqn_adapters.execution import Execution
+from dqn_adapters.compute import Execution
 from dqn_adapters.exploration import (
     beta_schedule,
     current_epsilon,
@@ -36,7 +36,7 @@ from dqn_adapters.tianshou.buffers import (
     next_of,
     set_beta,
 )
-from dqn_adapters.tianshou.networks import as_mlp
+from dqn_adapters.tianshou.networks import as_stack
 from dqn_adapters.tianshou.options import SCHEDULE, Options, config_from_options
 from dqn_adapters.tianshou.policy import DQNPolicy
 from dqn_adapters.tianshou.trainer import DQNTrainer
@@ -134,7 +134,7 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
             optimizer=self.optim._optim,
             q_values=_q_values,
             execution=execution,
-            as_mlp=as_mlp,
+            as_stack=as_stack,
         )
         self._link_policy()
         self._memory = TransitionMemory()
@@ -287,7 +287,15 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
             batch.info = buffer.get(last, "info", stack_num=1)  # it came with s'
         return batch
 
+    def _follow_host(self) -> None:
+        """Learn the networks with the optimiser that Tianshou's algorithm would use."""
+        learner = self.learner
+        learner.q_net, learner.optimizer = self.policy.model, self.optim._optim
+        if self.model_old is not None:
+            learner.target_net = self.model_old.module
+
     def _update_with_batch(self, batch: Any) -> DQNTrainingStats:
+        self._follow_host()
         metrics = self.learner.update(self._transition(batch))
         batch.weight = metrics.td_error  # the new priorities, if the buffer has any
         means = mean_metrics([metrics])

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from tianshou.utils.net.common import Net
+from tianshou.utils.net.common import MLP, Net
 
-from dqn_adapters import execution
-from dqn_adapters.networks import QNetwork
+from dqn_adapters import compute
+from dqn_adapters.networks import DuelingHead, QNetwork
 from dqn_adapters.replay.storage import check_shape
 from dqn_adapters.tianshou.policy import split_mask, without_mask
 from dqn_adapters.transition import to_tensors
@@ -69,10 +69,15 @@ def _checked(name: str, array: NDArray[Any], space: spaces.Space[Any]) -> NDArra
     return array
 
 
-def as_mlp(model: torch.nn.Module) -> torch.nn.Sequential | None:
-    """The plain MLP in a `QNet` or in Tianshou's `Net`; see `execution.AsMLP`."""
+def as_stack(model: torch.nn.Module) -> compute.Stack | None:
+    """The layers in a `QNet` or in Tianshou's `Net`; see `compute.AsStack`."""
     if type(model) is QNet:
-        return execution.as_mlp(model.network)
-    if type(model) is Net and not (model.use_dueling or model.softmax or model.num_atoms > 1):
-        return model.model.model
-    return None
+        return compute.as_stack(model.network)
+    if type(model) is not Net or model.softmax or model.num_atoms > 1:
+        return None
+    parts = [model.model, *((model.V, model.Q) if model.use_dueling else ())]
+    if any(type(part) is not MLP or not part.flatten_input for part in parts):
+        return None
+    trunk, *heads = (part.model for part in parts)
+    modules = [trunk, DuelingHead(*heads)] if heads else [trunk]
+    return compute.Stack(modules, converts=True, flattens=True)
