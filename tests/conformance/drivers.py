@@ -122,7 +122,7 @@ class Native(Trained):
             self.host = DQNAgent(make_env(), config, seed=seed, execution=execution)
 
     def q_values(self, observations: Any) -> np.ndarray:
-        return self.q_net(to_tensors(observations)).detach().numpy()
+        return self.q_net(to_tensors(observations)).detach().float().numpy()
 
     def act(self, observations: Any, epsilon: float) -> np.ndarray:
         return self.host._act(observations, epsilon, None)
@@ -211,7 +211,7 @@ class SB3(Trained):
         self.host._create_aliases()
 
     def q_values(self, observations: Any) -> np.ndarray:
-        return self.q_net(self.host.policy.obs_to_tensor(observations)[0]).detach().numpy()
+        return self.q_net(self.host.policy.obs_to_tensor(observations)[0]).detach().float().numpy()
 
     def act(self, observations: Any, epsilon: float) -> np.ndarray:
         model = self.host
@@ -292,7 +292,7 @@ class Tianshou(Trained):
 
     def q_values(self, observations: Any) -> np.ndarray:
         with torch.no_grad():
-            return self.q_net(self._batch(observations).obs)[0].numpy()
+            return self.q_net(self._batch(observations).obs)[0].float().numpy()
 
     def act(self, observations: Any, epsilon: float) -> np.ndarray:
         from tianshou.utils.torch_utils import policy_within_training_step
@@ -355,7 +355,7 @@ class PettingZoo(Trained):
         return self.policy.learner
 
     def q_values(self, observations: Any) -> np.ndarray:
-        return self.q_net(to_tensors(observations)).detach().numpy()
+        return self.q_net(to_tensors(observations)).detach().float().numpy()
 
     def act(self, observations: Any, epsilon: float) -> np.ndarray:
         rows = _rows(observations)
