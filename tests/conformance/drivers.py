@@ -215,14 +215,14 @@ class SB3(Trained):
 
     def act(self, observations: Any, epsilon: float) -> np.ndarray:
         model = self.host
-        model.exploration_rate = epsilon
-        before, model._last_obs = model._last_obs, observations
+        before = model._last_obs, model.exploration_rate
+        model._last_obs, model.exploration_rate = observations, epsilon
         try:
             rows = next(iter(observations.values())) if isinstance(observations, dict) else None
             count = len(observations if rows is None else rows)
             return model._sample_action(0, None, count)[0]
         finally:
-            model._last_obs = before
+            model._last_obs, model.exploration_rate = before
 
     def predict(self, observations: Any) -> np.ndarray:
         return self.host.predict(observations, deterministic=True)[0]
@@ -298,9 +298,13 @@ class Tianshou(Trained):
         from tianshou.utils.torch_utils import policy_within_training_step
 
         policy, batch = self.host.policy, self._batch(observations)
+        before = policy.eps_training
         policy.set_eps_training(epsilon)
-        with torch.no_grad(), policy_within_training_step(policy):
-            return policy.map_action(policy.add_exploration_noise(policy(batch).act, batch))
+        try:
+            with torch.no_grad(), policy_within_training_step(policy):
+                return policy.map_action(policy.add_exploration_noise(policy(batch).act, batch))
+        finally:
+            policy.set_eps_training(before)
 
     def predict(self, observations: Any) -> np.ndarray:
         policy = self.host.policy

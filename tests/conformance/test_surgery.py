@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import Chain
 from torch import nn
 
 from conformance.drivers import ADAPTERS
