@@ -547,12 +547,9 @@ def _(s: Surgery) -> None:
 
 @edit("network replaced", core=True)
 def _(s: Surgery) -> None:
-    target_net: Any = None
-    q_net = _other(s.q_net)
-    if len(s.networks) > 1:
-        target_net = _other(s.networks[1])
-    s.trained.set_networks(q_net, q_net if target_net is None else target_net)
-    s.trained.optimizer = torch.optim.Adam(q_net.parameters(), lr=1e-3)
+    networks = [_other(net) for net in s.networks]
+    s.trained.set_networks(networks[0], networks[-1])
+    s.trained.optimizer = torch.optim.Adam(s.q_net.parameters(), lr=1e-3)
 
 
 @edit("online network replaced, target network kept")
@@ -560,6 +557,13 @@ def _(s: Surgery) -> None:
     q_net = _other(s.q_net)
     s.trained.set_networks(q_net, q_net if len(s.networks) == 1 else s.networks[1])
     s.trained.optimizer = torch.optim.Adam(q_net.parameters(), lr=1e-3)
+
+
+@edit("network replaced, optimizer told", core=True)
+def _(s: Surgery) -> None:
+    networks = [_other(net) for net in s.networks]
+    s.trained.set_networks(networks[0], networks[-1])
+    s.tell()
 
 
 def _other(net: nn.Module) -> nn.Module:
@@ -954,6 +958,49 @@ def _(s: Surgery) -> None:
 def _(s: Surgery) -> None:
     for state in s.optimizer.state.values():
         state["step"] = torch.tensor(2.0)
+
+
+# Overrides of the learner
+
+
+def _override(s: Surgery, name: str, result: Callable[[Any], Any] = lambda given: given) -> None:
+    """Give the learner a class that counts the calls of a method and changes what it gives."""
+    calls, learner = s.calls, s.trained.learner
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls[name] += 1
+        return result(getattr(super(changed, self), name)(*args, **kwargs))
+
+    changed = type("Changed", (type(learner),), {name: method})
+    learner.__class__ = changed
+
+
+@edit("learner's td_loss overridden", core=True)
+def _(s: Surgery) -> None:
+    _override(s, "td_loss", lambda result: result._replace(loss=result.loss * 0.01))
+
+
+@edit("learner's update overridden", core=True)
+def _(s: Surgery) -> None:
+    _override(s, "update")
+
+
+@edit("learner's sync_target overridden")
+def _(s: Surgery) -> None:
+    _override(s, "sync_target")
+
+
+# These hosts ask their policies.
+@edit("learner's greedy_actions overridden", settled=False, invisible=("sb3", "tianshou"))
+def _(s: Surgery) -> None:
+    _override(s, "greedy_actions", np.zeros_like)
+
+
+@edit("learner's td_loss is another function")
+def _(s: Surgery) -> None:
+    s.trained.learner.td_loss = s.counting(  # type: ignore[method-assign]
+        "td_loss", s.trained.learner.td_loss
+    )
 
 
 # Copies

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import pickle
+from collections import Counter
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from conformance.edits import (
     EDITS,
     OBSERVATIONS,
     Outcome,
+    Surgery,
     cases,
     check_same,
     differs,
@@ -106,6 +109,32 @@ def test_a_copy_trains_for_itself(adapter: str, how: str, execution: str) -> Non
     for a, b in zip(trained.parameters, after, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(trained.greedy(OBSERVATIONS), copied.greedy(OBSERVATIONS))
+
+
+@pytest.mark.parametrize("name", ["gradient hook that zeroes", "Tanh in place of ReLU"])
+@pytest.mark.parametrize("adapter", [name for name in ADAPTERS if name != "tianshou"])
+def test_an_edit_in_a_callback_is_that_of_torch(adapter: str, name: str) -> None:
+    """Within a call of `learn`. (Tianshou's trainer calls nobody back between two steps.)"""
+    outcomes = [start(adapter, "double", execution, {}) for execution in ("eager", "auto")]
+    level(*reversed(outcomes))
+    seen = []
+    for trained in outcomes:
+        with ExitStack() as undo:
+            surgery, steps = Surgery(trained, undo), Counter[str]()
+
+            def callback(*_: Any, surgery: Surgery = surgery, steps: Counter[str] = steps) -> bool:
+                steps["seen"] += 1
+                if steps["seen"] == 10:
+                    EDITS[name].apply(surgery)
+                return True
+
+            extra = {"reset_num_timesteps": False} if adapter == "sb3" else {}
+            trained.host.learn(sum(AFTER), callback, **extra)
+        seen.append(dict(surgery.calls))
+        assert steps["seen"] == sum(AFTER)
+    assert seen[0] == seen[1]
+    for a, b in zip(*(trained.parameters for trained in outcomes), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
