@@ -101,9 +101,9 @@ class Surgery:
 
     def in_both(self, select: Callable[[nn.Module], nn.Module], new: nn.Module) -> None:
         """Put a module in the place of one, and a copy of it into the target network."""
+        copied = copy.deepcopy(new).requires_grad_(False).eval()
         for net in self.networks:
-            frozen = net is not self.q_net
-            put(net, select(net), copy.deepcopy(new).requires_grad_(False) if frozen else new)
+            put(net, select(net), new if net is self.q_net else copied)
 
 
 def linears(net: nn.Module) -> list[nn.Linear]:
@@ -238,7 +238,7 @@ def _(s: Surgery) -> None:
         module.register_forward_hook(s.counting(type(module).__name__))
 
 
-@edit("forward pre-hook that doubles", core=True)
+@edit("forward pre-hook that doubles")
 def _(s: Surgery) -> None:
     hook = s.counting("hook", lambda module, inputs: (inputs[0] * 2,))
     linears(s.q_net)[-1].register_forward_pre_hook(hook)
@@ -277,9 +277,10 @@ def _(s: Surgery) -> None:
 def _(s: Surgery) -> None:
     hook = s.counting("hook")
     s.undo.callback(nn.modules.module.register_module_full_backward_hook(hook).remove)
-    # torch warns that the network's input needs no gradient.
+    # torch warns that the network's input needs no gradient, and of outputs that are no tensors.
     s.undo.enter_context(warnings.catch_warnings())
-    warnings.filterwarnings("ignore", "Full backward hook is firing")
+    for message in ("Full backward hook is firing", "For backward hooks to be called"):
+        warnings.filterwarnings("ignore", message)
 
 
 @edit("gradient hook that zeroes", core=True)
@@ -292,7 +293,7 @@ def _(s: Surgery) -> None:
     linears(s.q_net)[-1].bias.register_hook(s.counting("hook"))
 
 
-@edit("hook after the gradient is accumulated", core=True)
+@edit("hook after the gradient is accumulated")
 def _(s: Surgery) -> None:
     bias = linears(s.q_net)[1].bias
     bias.register_post_accumulate_grad_hook(s.counting("hook", _halve_gradient))
@@ -346,7 +347,7 @@ def _(s: Surgery) -> None:
             prune.random_unstructured(layer, "weight", 0.3)
 
 
-@edit("pruning of the online network alone", core=True, config=NO_SYNC)
+@edit("pruning of the online network alone", config=NO_SYNC)
 def _(s: Surgery) -> None:
     for layer in linears(s.q_net):
         prune.random_unstructured(layer, "weight", 0.3)
@@ -442,7 +443,8 @@ def _(s: Surgery) -> None:
     s.in_both(activation(0), nn.Sequential(activations(s.q_net)[0], nn.Dropout(0.3)))
 
 
-@edit("Dropout inserted, network in evaluation mode")
+# Only hosts put it into training mode again.
+@edit("Dropout inserted, network in evaluation mode", invisible=("native", "pettingzoo"))
 def _(s: Surgery) -> None:
     s.in_both(activation(0), nn.Sequential(activations(s.q_net)[0], nn.Dropout(0.3)))
     s.q_net.eval()
@@ -583,7 +585,7 @@ def _(s: Surgery) -> None:
     s.tell()
 
 
-@edit("weight's data replaced by narrower ones", core=True, raises=RuntimeError)
+@edit("weight's data replaced by narrower ones", raises=RuntimeError)
 def _(s: Surgery) -> None:
     weight = linears(s.q_net)[0].weight
     weight.data = weight.data[:, :-1].clone()
@@ -656,7 +658,7 @@ def _(s: Surgery) -> None:
     s.tell()
 
 
-@edit("weight's data replaced", core=True)
+@edit("weight's data replaced")
 def _(s: Surgery) -> None:
     for net in s.networks:
         for parameter in net.parameters():
@@ -744,7 +746,7 @@ def _(s: Surgery) -> None:
     s.between.append(lambda: s.q_net.requires_grad_(True) and None)
 
 
-@edit("everything frozen", core=True, raises=RuntimeError)
+@edit("everything frozen", raises=RuntimeError)
 def _(s: Surgery) -> None:
     s.q_net.requires_grad_(False)
 
@@ -879,7 +881,7 @@ _optimizer(
 _optimizer("subclass of Adam", lambda s: _Slow(s.q_net.parameters(), lr=1e-3))
 
 
-@edit("optimizer's options changed", core=True)
+@edit("optimizer's options changed")
 def _(s: Surgery) -> None:
     s.optimizer.param_groups[0].update(betas=(0.5, 0.9), eps=1e-3)
 
@@ -894,7 +896,7 @@ def _(s: Surgery) -> None:
     s.optimizer.param_groups[0]["amsgrad"] = True
 
 
-@edit("optimizer whose step is another function", core=True)
+@edit("optimizer whose step is another function")
 def _(s: Surgery) -> None:
     s.optimizer.step = s.counting("step", s.optimizer.step)  # type: ignore[method-assign]
 
