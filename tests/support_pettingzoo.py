@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from pettingzoo import AECEnv, ParallelEnv
@@ -222,3 +223,31 @@ class ParallelScript(ParallelEnv[str, Any, int]):
             {agent: agent in truncated for agent in seen},
             {agent: {} for agent in seen},
         )
+
+
+class Solo(ParallelEnv[str, Any, int]):
+    """A Gymnasium environment as a game of one agent, called "solo"."""
+
+    metadata: dict[str, Any] = {"name": "solo"}  # noqa: RUF012 - as the base class has it
+    possible_agents = ["solo"]  # noqa: RUF012
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        self.env = env
+        self.agents = []
+
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
+        return self.env.observation_space
+
+    def action_space(self, agent: str) -> spaces.Space[Any]:
+        return self.env.action_space
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        observation, info = self.env.reset(seed=seed, options=options)
+        self.agents = ["solo"]
+        return {"solo": observation}, {"solo": info}
+
+    def step(self, actions: dict[str, int]) -> Any:
+        *results, info = self.env.step(actions["solo"])
+        if results[2] or results[3]:
+            self.agents = []
+        return *({"solo": result} for result in results), {"solo": info}

@@ -149,6 +149,7 @@ OPTIONS = {
 SUPPORTED: dict[str, tuple[str, ...]] = {
     "native": tuple(OPTIONS),
     "tianshou": tuple(OPTIONS),
+    "pettingzoo": tuple(OPTIONS),
     # Stable-Baselines3's one-hot code counts from 0: a Discrete that does not is refused.
     "sb3": tuple(name for name in OPTIONS if name != "discrete"),
 }
