@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
@@ -37,6 +39,22 @@ def to_transition(samples: Samples, gamma: float) -> Transition:
         discounts=((1.0 - samples.dones) * discounts).squeeze(1),
         next_observations=samples.next_observations,
     )
+
+
+def break_off(buffer: Any) -> None:
+    """The running episodes are cut where they are: what is added next begins new ones."""
+    if isinstance(buffer, CoreReplayBuffer):
+        buffer.replay.cut()
+    elif isinstance(buffer, HerReplayBuffer):
+        with warnings.catch_warnings():  # that it does so
+            warnings.simplefilter("ignore", UserWarning)
+            buffer.truncate_last_trajectory()
+    elif isinstance(buffer, ReplayBuffer) and (buffer.pos or buffer.full):
+        last = buffer.pos - 1
+        if buffer.optimize_memory_usage:  # as the host does: the next row is taken for s'
+            buffer.dones[last] = True
+        else:
+            buffer.timeouts[last] = np.where(buffer.dones[last], buffer.timeouts[last], True)
 
 
 class CoreReplayBuffer(ReplayBuffer):
