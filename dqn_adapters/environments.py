@@ -337,7 +337,9 @@ def as_masks(masks: Any, shape: tuple[int, ...], source: str = "the environment"
     array = np.asarray(masks)
     check_mask_shape(array.shape, shape, source)
     if array.dtype != np.bool_ and not np.isin(array, (0, 1)).all():
-        raise ValueError(f"the action mask of {source} must hold 0 and 1 only, got {array.tolist()}")
+        raise ValueError(
+            f"the action mask of {source} must hold 0 and 1 only, got {array.tolist()}"
+        )
     return np.array(array, np.bool_)
 
 

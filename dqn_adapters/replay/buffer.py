@@ -229,8 +229,8 @@ class ReplayBuffer:
         if self.has_masks:
             masks = step.next_action_masks
             arrays["next_action_masks"][slots] = True if masks is None else masks
-        self._link(envs, numbers, done=step.terminated | step.truncated)
         self._storage.add(numbers, slots, envs, step.observations, step.next_observations)
+        self._link(envs, numbers, done=step.terminated | step.truncated)
         self._added += len(envs)
         self._adding = 0
         if self._tree is not None:

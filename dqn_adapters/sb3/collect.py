@@ -100,8 +100,11 @@ class Collecting(stable_baselines3.DQN):
         if normalize is None:
             yield
             return
-        if self._tap is None or self._tap.venv is not normalize.venv:
-            self._tap = Tap(normalize.venv)
+        venv = normalize.venv
+        while isinstance(venv, Tap):  # an interruption may leave it there
+            venv = venv.venv
+        if self._tap is None or self._tap.venv is not venv:
+            self._tap = Tap(venv)
         self._tap.finite = self.check_observations
         with self._tap.below(normalize, step):
             yield
