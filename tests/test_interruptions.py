@@ -207,6 +207,7 @@ def sb3(recorder: Recorder, num_envs: int, n_steps: int) -> Training:
 
 
 def tianshou(recorder: Recorder, num_envs: int, n_steps: int) -> Training:
+    from tianshou.algorithm.algorithm_base import policy_within_training_step
     from tianshou.algorithm.optim import AdamOptimizerFactory
     from tianshou.env import DummyVectorEnv
 
@@ -225,8 +226,10 @@ def tianshou(recorder: Recorder, num_envs: int, n_steps: int) -> Training:
 
     def learn(steps: int) -> None:
         for _ in range(steps // 4):
-            collector.collect(n_step=4)
-            algorithm.update(buffer, 8)
+            with policy_within_training_step(policy):
+                collector.collect(n_step=4)
+                algorithm.count(steps=4)
+                algorithm.update(buffer, 8)
 
     def rows() -> list[Row]:
         batch = buffer[buffer.sample_indices(0)]
