@@ -231,12 +231,12 @@ class ReplayBuffer:
             arrays["next_action_masks"][slots] = True if masks is None else masks
         self._storage.add(numbers, slots, envs, step.observations, step.next_observations)
         self._link(envs, numbers, done=step.terminated | step.truncated)
-        self._added += len(envs)
-        self._adding = 0
         if self._tree is not None:
             evicted = np.arange(oldest, self._oldest)  # a storage of frames may evict more
             self._tree.set(evicted % self.capacity, 0.0)
             self._tree.set(numbers % self.capacity, self._largest_priority)
+        self._added += len(envs)
+        self._adding = 0
 
     def _undo(self) -> None:
         """What an interrupted `add` has written of its rows is not stored, and nothing links to
