@@ -199,7 +199,10 @@ class DQNAgent:
         while self.num_timesteps < end:
             epsilon = self.epsilon
             self._started = False  # until the step is taken up whole
-            actions = self._act(stepper.observations, epsilon, stepper.action_masks)
+            if stepper.only_resets:  # nothing is drawn: a loaded agent has reset already
+                actions = np.zeros(stepper.num_envs, np.int64)
+            else:
+                actions = self._act(stepper.observations, epsilon, stepper.action_masks)
             step = stepper.step(actions, self.num_timesteps + 1)
             self.replay.add(step)
             before = self.num_timesteps

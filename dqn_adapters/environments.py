@@ -115,6 +115,10 @@ class Stepper(Protocol):
     action_masks: Masks | None
     """Which actions are legal there: `(N, A)`, True is legal. None: all are."""
 
+    @property
+    def only_resets(self) -> bool:
+        """Whether the next step only resets all environments, whatever the actions."""
+
     def reset(self, seed: int | None = None) -> None:
         """Start an episode in every environment."""
 
@@ -159,6 +163,7 @@ class SingleStepper:
     """A single environment, as N = 1."""
 
     num_envs = 1
+    only_resets = False
 
     def __init__(self, env: gym.Env[Any, Any], *, check_observations: bool = True) -> None:
         self.env = env
@@ -226,6 +231,11 @@ class VectorStepper:
                 f"env.metadata['autoreset_mode'] is {mode!r}; a vector environment must say with "
                 f"one of {', '.join(map(str, AutoresetMode))} how it resets"
             ) from None
+
+    @property
+    def only_resets(self) -> bool:
+        """Whether the next step only resets all environments, whatever the actions."""
+        return bool(self._resetting.all())
 
     def reset(self, seed: int | None = None) -> None:
         given = self._receive(*self.env.reset(seed=seed), None)

@@ -217,9 +217,7 @@ def tianshou(recorder: Recorder, num_envs: int, n_steps: int) -> Training:
     policy = DQNPolicy(
         model=QNet(SPACE, 2, (8,)), action_space=Taped.action_space, eps_training=0.5, seed=0
     )
-    algorithm = DQN(
-        policy=policy, optim=AdamOptimizerFactory(), n_steps=n_steps, variant="vanilla"
-    )
+    algorithm = DQN(policy=policy, optim=AdamOptimizerFactory(), n_steps=n_steps, variant="vanilla")
     buffer = VectorReplayBuffer(60, num_envs, seed=0, ignore_obs_next=n_steps > 1)
     collector = Collector(algorithm, envs, buffer, exploration_noise=True)
     collector.reset()

@@ -28,6 +28,7 @@ from dqn_adapters.replay.storage import (
 )
 from dqn_adapters.replay.sum_tree import SumTree, loops
 from dqn_adapters.transition import (
+    Arrays,
     EnvStep,
     Observations,
     Transition,
@@ -448,6 +449,20 @@ class ReplayBuffer:
         if reuse:
             self._reused = batch, Transition(*map(_as_arrays, batch))
         return batch
+
+    def observations(self, indices: Indices) -> tuple[Arrays, Arrays]:
+        """s and s' of what `gather` gives, `(B, ...)`, in the dtype of their space: tensors of
+        float64 observations are float32."""
+        successor = self._arrays["successor"]
+        last = n_step_returns(
+            indices,
+            n_steps=self.n_steps,
+            gamma=self.gamma,
+            rewards=self._arrays["rewards"],
+            terminated=self._arrays["terminated"],
+            successor=lambda rows: successor[rows],
+        )[2]
+        return self._storage.gather(0, indices), self._storage.gather(1, last)
 
     def _observations(self, kind: Kind, slots: Indices, device: torch.device) -> Observations:
         if device.type != "cpu" and device not in self._copies:

@@ -136,6 +136,9 @@ class CoreReplayBuffer(ReplayBuffer):
         }
         # Whether samples are what is stored, in shape; a VecNormalize may change them.
         self._is_as_stored = self.obs_shape == self.observation_space.shape
+        space = self.observation_space
+        parts = space.values() if isinstance(space, spaces.Dict) else (space,)
+        self._has_doubles = any(part.dtype == np.float64 for part in parts)
         self._none = np.zeros(n_envs, np.bool_)
         self.replay = self._make_replay(generator or np.random.default_rng())
 
@@ -280,12 +283,15 @@ class CoreReplayBuffer(ReplayBuffer):
         )
         if as_stored:
             return batch
+        seen: Any = batch.observations, batch.next_observations
+        if env is not None and self._has_doubles:  # normalised before they are float32
+            seen = self.replay.observations(indices)
         return Transition(
-            observations=self._observed(batch.observations, env),
+            observations=self._observed(seen[0], env),
             actions=batch.actions.to(self.device),
             rewards=batch.rewards.to(self.device),
             discounts=batch.discounts.to(self.device),
-            next_observations=self._observed(batch.next_observations, env),
+            next_observations=self._observed(seen[1], env),
             next_action_masks=self._moved(batch.next_action_masks),
             weights=self._moved(batch.weights),
         )
@@ -297,6 +303,6 @@ class CoreReplayBuffer(ReplayBuffer):
         """Observations as the host has them sampled: in its shapes, and normalised."""
         shapes = self.obs_shape
         rows = map_arrays(
-            lambda part, shape: part.numpy().reshape(-1, *shape), observations, shapes
+            lambda part, shape: np.asarray(part).reshape(-1, *shape), observations, shapes
         )
         return to_tensors(rows if env is None else env.normalize_obs(rows), self.device)
