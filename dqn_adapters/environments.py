@@ -54,6 +54,7 @@ class ObservationView:
         check_observation_space(space)
         self.space = space
         self._shape = space.shape or ()
+        self._has_floats = space.dtype is not None and np.dtype(space.dtype).kind == "f"
 
     def split(self, observation: Any) -> tuple[Any, Any]:
         """What the network sees, and the mask or None; of one observation or of a batch."""
@@ -96,7 +97,7 @@ class ObservationView:
         if (
             isinstance(arrays, dict)
             or arrays.shape != (count, *self._shape)
-            or (finite and np.count_nonzero(np.isfinite(arrays)) != arrays.size)
+            or (finite and self._has_floats and not _are_finite(arrays))
         ):
             name = f"the observation {moment(step)}"
             check_observations(arrays, self.space, range(count), name=name, finite=finite)
@@ -368,6 +369,10 @@ def check_action_space(space: spaces.Space[Any]) -> spaces.Discrete:
             f"action space {space} is not supported; DQN needs a gymnasium.spaces.Discrete"
         )
     return space
+
+
+def _are_finite(array: NDArray[Any]) -> bool:
+    return np.count_nonzero(np.isfinite(array)) == array.size  # half the time of `all`
 
 
 def _as_row(array: NDArray[Any]) -> NDArray[Any]:

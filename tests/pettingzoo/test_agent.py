@@ -353,8 +353,12 @@ class Spoiled(Script):
 @pytest.mark.parametrize(
     ("what", "error", "message"),
     [
-        ("reward", NonFiniteError, "agent 'b': reward must be finite, got nan"),
-        ("observation", NonFiniteError, "agent 'b': observation must be finite"),
+        ("reward", NonFiniteError, "the reward at step 4 of agent 'b' is nan; it must be finite"),
+        (
+            "observation",
+            NonFiniteError,
+            "the observation of agent 'b' is nan, at index .0,.; .* .at step 4.",
+        ),
         ("shape", ValueError, r"agent 'b': observation must have shape \(4,\), got \(2,\)"),
         ("mask", ValueError, r"agent 'b': the action mask .* must have shape \(4,\)"),
     ],
