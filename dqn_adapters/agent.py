@@ -74,6 +74,8 @@ class DQNAgent:
             None draws fresh entropy.
         device: `"auto"` is CUDA where there is one, else the CPU.
         execution: How the learner computes; see `DQNLearner`. It is not saved.
+        check_observations: Refuse observations that are NaN or infinite. False is for a network
+            that can handle them. It is not saved.
 
     Raises:
         ValueError: a space is not supported, the network does not fit it, the device is unknown, or
@@ -90,13 +92,14 @@ class DQNAgent:
         seed: int | None = None,
         device: torch.device | str = "auto",
         execution: Execution = "auto",
+        check_observations: bool = True,
     ) -> None:
         config = DQNConfig() if config is None else config
         if not isinstance(config, DQNConfig):
             raise TypeError(f"config={config!r} is not accepted; it must be a DQNConfig")
         self.config = config
         self.device = resolve_device(device)
-        self._stepper = make_stepper(env)
+        self._stepper = make_stepper(env, check_observations=check_observations)
         self.observation_space = self._stepper.view.space
         """What the network sees: the environment's space, without an `"action_mask"` in it."""
         self.action_space = self._stepper.action_space
@@ -128,7 +131,7 @@ class DQNAgent:
         self._beta = beta_schedule(config, 1)  # of the importance weights, likewise
         self._episode_returns = [0.0] * self._stepper.num_envs
         self._episode_lengths = [0] * self._stepper.num_envs
-        self._started = False
+        self._started = False  # whether the next step continues what is stored
 
     @property
     def q_net(self) -> torch.nn.Module:
@@ -154,7 +157,8 @@ class DQNAgent:
         """Train for `total_timesteps` more environment steps (of all environments together).
 
         The first call fixes the length of the epsilon schedule; later ones go on where the last
-        one stopped, in the same episode.
+        one stopped, in the same episode. After an error or an interruption within a step they
+        begin a new episode: the buffer never links what came before to what comes after.
 
         Args:
             total_timesteps: At least so many steps; a vector environment takes whole steps.
@@ -179,7 +183,9 @@ class DQNAgent:
         Whoever iterates may log, evaluate, or stop; see `learn`.
 
         Raises:
-            ValueError: `total_timesteps` is not an integer >= 1.
+            ValueError: `total_timesteps` is not an integer >= 1; or, in the loop, a reward, an
+                observation or a mask does not have the shape that it must.
+            NonFiniteError: a reward, an observation or the loss is NaN or infinite.
         """
         checked_int("total_timesteps", total_timesteps, low=1)
         return self._train(total_timesteps)
@@ -191,18 +197,25 @@ class DQNAgent:
             self._beta = beta_schedule(config, total_timesteps)
         if not self._started:
             stepper.reset(int(self._env_generator.integers(2**31)))
-            self.replay.cut()  # a loaded buffer may end within an episode
+            self.replay.cut()  # a loaded buffer may end within an episode, and so may this one
+            self._episode_returns = [0.0] * stepper.num_envs
+            self._episode_lengths = [0] * stepper.num_envs
             self._started = True
         end = self.num_timesteps + total_timesteps
         while self.num_timesteps < end:
             epsilon = self.epsilon
-            actions = self._act(stepper.observations, epsilon, stepper.action_masks)
-            step = stepper.step(actions)
+            self._started = False  # until the step is taken up whole
+            if stepper.only_resets:  # nothing is drawn: a loaded agent has reset already
+                actions = np.zeros(stepper.num_envs, np.int64)
+            else:
+                actions = self._act(stepper.observations, epsilon, stepper.action_masks)
+            step = stepper.step(actions, self.num_timesteps + 1)
             self.replay.add(step)
             before = self.num_timesteps
             experienced, returns, lengths = self._count(step)
             self.num_timesteps += experienced
             self.learner.count(steps=experienced, episodes=len(returns))
+            self._started = True
             metrics = None
             phases = self.num_timesteps // config.train_freq - before // config.train_freq
             if self.num_timesteps > config.learning_starts:
@@ -337,6 +350,7 @@ class DQNAgent:
         network: Network | None = None,
         device: torch.device | str = "auto",
         execution: Execution = "auto",
+        check_observations: bool = True,
     ) -> DQNAgent:
         """Open what `save` wrote, over an environment with the same spaces, with the function that
         made its network if there was one.
@@ -355,6 +369,7 @@ class DQNAgent:
             network=network,
             device=device,
             execution=execution,
+            check_observations=check_observations,
         )
         try:
             agent.learner.load_state_dict(state["learner"])

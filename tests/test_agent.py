@@ -193,6 +193,36 @@ def test_save_and_load(tmp_path: Path, variant: str) -> None:
     assert loaded.learner.counts["steps"] == agent.learner.counts["steps"] == 120
 
 
+class Walk(Chain):
+    """Episodes of 4 steps that all begin in state 0."""
+
+    def __init__(self) -> None:
+        super().__init__(n=9, limit=4)
+
+    def reset(self, **kwargs: Any) -> Any:
+        super().reset(**kwargs)
+        self.state = 0
+        return self._observe(), {}
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_at_an_episodes_end_a_loaded_agent_goes_on_bit_for_bit(
+    mode: AutoresetMode, tmp_path: Path
+) -> None:
+    """In the mode NEXT_STEP the agent has a step before it that only resets."""
+
+    def env() -> SyncVectorEnv:
+        return SyncVectorEnv([Walk, Walk], autoreset_mode=mode)
+
+    agent = DQNAgent(env(), SMALL, seed=0).learn(80)
+    loaded = DQNAgent.load(agent.save(tmp_path / "agent", replay=True), env())
+    for one in (agent, loaded):
+        one.learn(80)
+    assert equal(parameters(loaded), parameters(agent))
+    stored = [a.replay.gather(np.arange(100))[:5] for a in (agent, loaded)]
+    assert equal(*stored)
+
+
 def test_without_replay_the_file_is_small_and_the_loaded_buffer_empty(tmp_path: Path) -> None:
     agent = DQNAgent(Chain(), SMALL, seed=0).learn(60)
     loaded = DQNAgent.load(agent.save(tmp_path / "agent"), Chain())

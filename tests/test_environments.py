@@ -21,7 +21,7 @@ def transitions(stepper: Stepper, calls: int) -> list[list[Row]]:
     rows: list[list[Row]] = [[] for _ in range(stepper.num_envs)]
     stepper.reset(seed=0)
     for call in range(calls):
-        step = stepper.step(np.full(stepper.num_envs, call % 2))
+        step = stepper.step(np.full(stepper.num_envs, call % 2), call + 1)
         for i in np.flatnonzero(step.valid):
             s, s2 = step.observations[i], step.next_observations[i]
             flags = bool(step.terminated[i]), bool(step.truncated[i])
@@ -82,7 +82,7 @@ def test_discrete_actions_that_start_elsewhere(vector: bool) -> None:
     env = SyncVectorEnv([lambda: Count(start=3)]) if vector else Count(start=3)
     stepper = make_stepper(env)
     stepper.reset()
-    step = stepper.step(np.array([1]))
+    step = stepper.step(np.array([1]), 1)
     assert step.actions.tolist() == [1]
     assert step.next_observations[0, 2] == 4
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from dqn_adapters.config import DQNConfig, checked_int
 from dqn_adapters.environments import Masks
 from dqn_adapters.compute import Execution
 from dqn_adapters.exploration import check_action_masks
-from dqn_adapters.finite import NonFiniteError
+from dqn_adapters.finite import as_reward, moment
 from dqn_adapters.learner import UpdateMetrics
 from dqn_adapters.networks import Network, check_network_was_given
 from dqn_adapters.pettingzoo.games import AnyEnv, Turn, make_game, possible_agents
@@ -101,6 +100,8 @@ class MultiAgentDQN:
             None draws fresh entropy.
         device: `"auto"` is CUDA where there is one, else the CPU.
         execution: How the learners compute; see `DQNLearner`. It is not saved.
+        check_observations: Refuse observations that are NaN or infinite. False is for a network
+            that can handle them. It is not saved.
 
     Raises:
         ValueError: a space is not supported, agents of a group have different ones, an agent is in
@@ -120,6 +121,7 @@ class MultiAgentDQN:
         seed: int | None = None,
         device: torch.device | str = "auto",
         execution: Execution = "auto",
+        check_observations: bool = True,
     ) -> None:
         self._game = make_game(env)
         if self_play is not None and not isinstance(self_play, SelfPlay):
@@ -129,6 +131,7 @@ class MultiAgentDQN:
         self._network = network
         self.device = resolve_device(device)
         self._execution = execution
+        self._check_observations = check_observations
         self._seeds = np.random.SeedSequence(checked_int("seed", seed, low=0, none=True))
         self._env_generator = np.random.default_rng(self._seeds.spawn(1)[0])
         self.policies: dict[str, GroupPolicy] = {}
@@ -141,6 +144,7 @@ class MultiAgentDQN:
         self._to_act: list[Any] = []
         self._returns: dict[Any, float] = {}
         self._length = 0
+        self._is_whole = True  # whether the last step was taken up
         for agent in possible_agents(env):
             self._assign(agent)
 
@@ -170,7 +174,8 @@ class MultiAgentDQN:
         """Train for `total_timesteps` more turns of all agents together.
 
         The first call fixes the length of the schedules; later ones go on where the last one
-        stopped, in the same episode.
+        stopped, in the same episode. After an error or an interruption within a step they begin a
+        new episode, and the replay buffers never link what came before to what comes after.
 
         Args:
             total_timesteps: At least so many turns; a parallel environment takes whole steps.
@@ -206,11 +211,16 @@ class MultiAgentDQN:
     def _train(self, total_timesteps: int) -> Iterator[MultiAgentStep]:
         self._total = self._total or total_timesteps
         end = self.num_timesteps + total_timesteps
+        if not self._is_whole:
+            for policy in self.policies.values():
+                policy.replay.cut()
+            self._seats = {}
         while self.num_timesteps < end:
+            self._is_whole = False  # until the step is taken up
             if not self._seats:
                 self._start_episode()
             actions, epsilons = self._act()
-            rows = self._arrive(self._game.step(actions))
+            rows = self._arrive(self._game.step(actions), self.num_timesteps + 1)
             self.num_timesteps += len(actions)
             self._length += len(actions)
             over = not self._game.agents
@@ -218,6 +228,7 @@ class MultiAgentDQN:
             returns, length = (self._returns, self._length) if over else ({}, 0)
             if over:
                 self._seats = {}  # the next episode starts when it is needed
+            self._is_whole = True
             yield MultiAgentStep(
                 self, self.num_timesteps, actions, epsilons, returns, length, metrics
             )
@@ -227,7 +238,7 @@ class MultiAgentDQN:
         self._returns, self._length = {}, 0
         for policy in self.policies.values():
             policy.start_episode()
-        self._arrive(self._game.reset(int(self._env_generator.integers(2**31))))
+        self._arrive(self._game.reset(int(self._env_generator.integers(2**31))), None)
         if not self._seats:
             raise ValueError(f"{self.env} has no agent that could act after its reset")
 
@@ -257,8 +268,9 @@ class MultiAgentDQN:
             policy.opening = max(policy.opening - len(agents), 0)
         return {agent: actions[agent] for agent in self._to_act}, epsilons
 
-    def _arrive(self, turns: Iterator[Turn]) -> dict[str, list[TurnTransition]]:
-        """Take up the turns; the transitions that they complete, by policy."""
+    def _arrive(self, turns: Iterator[Turn], step: int | None) -> dict[str, list[TurnTransition]]:
+        """Take up the turns that environment step `step` (None: a reset) led to; the transitions
+        that they complete, by policy."""
         rows: dict[str, list[TurnTransition]] = {}
         self._to_act = []
         for turn in turns:
@@ -267,11 +279,14 @@ class MultiAgentDQN:
                 policy = self._assign(agent)
                 self._seats[agent] = _Seat(policy, policy.join(agent), policy.is_opponent(agent))
             seat = self._seats[agent]
-            if not math.isfinite(turn.reward):
-                raise NonFiniteError(f"agent {agent!r}: reward must be finite, got {turn.reward}")
+            as_reward(turn.reward, step or 0, agent, where="agent")
             self._returns[agent] = self._returns.get(agent, 0.0) + turn.reward
             if turn.observation is not None:
-                observation, mask = _see(seat.policy, agent, turn.observation, turn.action_mask)
+                try:
+                    given = turn.observation, turn.action_mask
+                    observation, mask = _see(seat.policy, agent, *given)
+                except ValueError as error:  # or a NonFiniteError, which is one
+                    raise type(error)(f"{error} ({moment(step)})") from error
             elif turn.terminated and seat.action is not None:
                 observation, mask = seat.observation, seat.mask  # nothing is bootstrapped from it
             else:
@@ -365,6 +380,7 @@ class MultiAgentDQN:
                 seeds=seeds,
                 device=self.device,
                 execution=self._execution,
+                check_observations=self._check_observations,
                 self_play=self.self_play,
                 network=self._network,
             )
@@ -476,6 +492,7 @@ class MultiAgentDQN:
         network: Network | None = None,
         device: torch.device | str = "auto",
         execution: Execution = "auto",
+        check_observations: bool = True,
     ) -> MultiAgentDQN:
         """Open what `save` wrote, over an environment with the same agents and spaces.
 
@@ -487,6 +504,7 @@ class MultiAgentDQN:
             network: The function that made the networks, if there was one.
             device: As in the constructor.
             execution: Likewise.
+            check_observations: Likewise.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -513,6 +531,7 @@ class MultiAgentDQN:
             network=network,
             device=device,
             execution=execution,
+            check_observations=check_observations,
         )
         agent._load(path, state)
         return agent

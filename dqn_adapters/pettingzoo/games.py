@@ -9,6 +9,7 @@ import numpy as np
 from pettingzoo import AECEnv, ParallelEnv
 
 from dqn_adapters.environments import MASK, Masks, as_masks
+from dqn_adapters.finite import as_number
 
 AnyEnv: TypeAlias = AECEnv[Any, Any, Any] | ParallelEnv[Any, Any, Any]
 
@@ -98,7 +99,12 @@ class TurnBasedGame:
             # Once per turn: an environment may draw its observation anew at every call.
             observation, reward, terminated, truncated, info = self.env.last()
             turn = Turn(
-                agent, observation, float(reward), bool(terminated), bool(truncated), info or {}
+                agent=agent,
+                observation=observation,
+                reward=as_number(reward, f"the reward of agent {agent!r}"),
+                terminated=bool(terminated),
+                truncated=bool(truncated),
+                info=info or {},
             )
             yield turn
             if not turn.over:
@@ -138,7 +144,8 @@ class ParallelGame:
         infos: Mapping[Any, Any],
     ) -> Iterator[Turn]:
         for agent in agents:
-            self._owed[agent] = self._owed.get(agent, 0.0) + float(rewards.get(agent, 0.0))
+            reward = as_number(rewards.get(agent, 0.0), f"the reward of agent {agent!r}")
+            self._owed[agent] = self._owed.get(agent, 0.0) + reward
             terminated = bool(terminations.get(agent, False))
             truncated = bool(truncations.get(agent, False))
             observation = observations.get(agent)

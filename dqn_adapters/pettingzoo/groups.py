@@ -23,7 +23,7 @@ from dqn_adapters.environments import (
 )
 from dqn_adapters.compute import Execution, as_stack
 from dqn_adapters.exploration import beta_schedule, epsilon_greedy, epsilon_schedule
-from dqn_adapters.finite import NonFiniteError
+from dqn_adapters.finite import check_finite
 from dqn_adapters.learner import DQNLearner, UpdateMetrics
 from dqn_adapters.networks import Network, make_q_net
 from dqn_adapters.pettingzoo.spaces import to_state
@@ -113,6 +113,7 @@ class GroupPolicy:
         seeds: Decides its network, actions and replay.
         device: Where it computes.
         execution: How its learner does; see `DQNLearner`.
+        check_observations: Refuse observations that are NaN or infinite.
         self_play: Against past versions of itself; None: not.
         network: Makes its network; None: a `QNetwork`. See `networks.make_q_net`.
 
@@ -131,6 +132,7 @@ class GroupPolicy:
         seeds: np.random.SeedSequence,
         device: torch.device,
         execution: Execution = "auto",
+        check_observations: bool = True,
         self_play: SelfPlay | None = None,
         network: Network | None = None,
     ) -> None:
@@ -139,6 +141,7 @@ class GroupPolicy:
         self.config = config
         self.device = device
         self.self_play = self_play
+        self.check_observations = check_observations
         self.env_observation_space = observation_space
         self.action_space = check_action_space(action_space)
         self.num_actions = int(self.action_space.n)
@@ -222,9 +225,8 @@ class GroupPolicy:
             masks = None if mask is None else as_masks(mask, (self.num_actions,))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"agent {agent!r}: {error}") from error
-        for name, array, _ in self._leaves(arrays):
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise NonFiniteError(f"agent {agent!r}: {name} must be finite, got {array}")
+        if self.check_observations:
+            check_finite("the observation", map_arrays(_as_row, arrays), [agent], where="agent")
         return arrays, masks
 
     def _leaves(self, arrays: Arrays) -> Iterator[tuple[str, NDArray[Any], spaces.Space[Any]]]:
@@ -361,6 +363,10 @@ class GroupPolicy:
         if state["replay"] is not None:
             self.replay.load_state_dict(state["replay"])
             self.replay.cut()
+
+
+def _as_row(array: NDArray[Any]) -> NDArray[Any]:
+    return array[None]
 
 
 def stacked(rows: Sequence[Arrays]) -> Arrays:

@@ -28,6 +28,7 @@ from dqn_adapters.replay.storage import (
 )
 from dqn_adapters.replay.sum_tree import SumTree, loops
 from dqn_adapters.transition import (
+    Arrays,
     EnvStep,
     Observations,
     Transition,
@@ -168,6 +169,7 @@ class ReplayBuffer:
         # By device, the copy of the observations there; None where it does not fit.
         self._copies: dict[torch.device, DeviceStorage | None] = {}
         self._added = 0
+        self._adding = 0  # rows that are being written behind those
         self._last = np.full(num_envs, -1, np.int64)  # number of every environment's newest row
         self._envs = np.arange(num_envs)
 
@@ -208,7 +210,7 @@ class ReplayBuffer:
     @property
     def oldest(self) -> int:
         """The number of the oldest transition stored; number n lies in slot n % `capacity`."""
-        return max(self._added - self.capacity, self._storage.oldest)
+        return max(self._added + self._adding - self.capacity, self._storage.oldest)
 
     @property
     def observation_shape(self) -> tuple[int, ...] | None:
@@ -234,6 +236,10 @@ class ReplayBuffer:
     def add(self, step: EnvStep, streams: Indices | None = None) -> None:
         """Store the valid rows of a step; beyond the capacity the oldest are overwritten.
 
+        A step is stored whole or not at all, also if it is interrupted; the running episodes are
+        then cut. Rows that came without masks, before or after others, are ones where all actions
+        are legal.
+
         Args:
             step: One step of all environments, or of those that `streams` names.
             streams: `(len(step.valid),)`, the environment of every row, each at most once. None:
@@ -241,8 +247,10 @@ class ReplayBuffer:
 
         Raises:
             ValueError: the arrays do not have the shapes of this buffer, there are more
-                environments than the buffer was made for, or masks come only now and then.
+                environments than the buffer was made for; nothing is stored then.
         """
+        if self._adding:
+            self._undo()
         count = len(step.valid)
         if self._add_vectors(step, count, streams):
             return
@@ -258,19 +266,39 @@ class ReplayBuffer:
         slots: Slots = slice(first, first + len(valid))
         if first + len(valid) > self.capacity:
             slots = numbers % self.capacity
+        self._adding = len(valid)
+        if self._tree is not None:
+            self._tree.set(np.arange(oldest, self.oldest) % self.capacity, 0.0)
         arrays = self._arrays
         arrays["actions"][slots] = step.actions
         arrays["rewards"][slots] = step.rewards
         arrays["terminated"][slots] = step.terminated
-        if step.next_action_masks is not None:
-            arrays["next_action_masks"][slots] = step.next_action_masks
-        self._link(envs, numbers, done=step.terminated | step.truncated)
+        if self.has_masks:
+            masks = step.next_action_masks
+            arrays["next_action_masks"][slots] = True if masks is None else masks
         self._storage.add(numbers, slots, envs, step.observations, step.next_observations)
-        self._added += len(envs)
+        self._link(envs, numbers, done=step.terminated | step.truncated)
         if self._tree is not None:
-            evicted = np.arange(oldest, self.oldest)
+            evicted = np.arange(oldest, self.oldest)  # a storage of frames may evict more
             self._tree.set(evicted % self.capacity, 0.0)
             self._tree.set(numbers % self.capacity, self.largest_priority)
+        self._added += len(envs)
+        self._adding = 0
+
+    def _undo(self) -> None:
+        """What an interrupted `add` has written of its rows is not stored, and nothing links to
+        it; the running episodes are cut."""
+        slots = (self._added + np.arange(self._adding)) % self.capacity
+        successor = self._arrays["successor"]
+        successor[np.isin(successor, slots)] = -1
+        if self._tree is not None:
+            # Written anew as a whole: the sums above an interrupted change may be old.
+            values = self._tree.state_dict()["values"].copy()
+            values[slots] = 0.0
+            self._tree.set(np.arange(self.capacity), values)
+        self._last[:] = -1
+        self._storage.oldest = self.oldest
+        self._adding = 0
 
     def _add_vectors(self, step: EnvStep, count: int, streams: Indices | None) -> bool:
         """Store the step by compiled code; False if that is not for this step (or it is wrong)."""
@@ -298,9 +326,11 @@ class ReplayBuffer:
             streams = self._envs
         elif count != 1 or streams.shape != numbers or not 0 <= streams[0] < self.num_envs:
             return False  # whether several are distinct, `_check` finds out
+        self._adding = count
         self._added += compiled.store(
             *(*rows, self._last, self._added, self.largest_priority, streams), *fields, masks
         )
+        self._adding = 0
         return True
 
     @property
@@ -344,15 +374,17 @@ class ReplayBuffer:
         for name in ("actions", "rewards", "terminated", "truncated"):
             check_shape(name, getattr(step, name), (count,))
         masks = step.next_action_masks
-        if masks is not None and not self._added and "next_action_masks" not in self._arrays:
-            shape = (self.capacity, np.shape(masks)[-1])
-            self._arrays["next_action_masks"] = np.zeros(shape, np.bool_)
-            self._tables = None
+        if masks is None:
+            return
         stored = self._arrays.get("next_action_masks")
-        if (masks is None) != (stored is None):
-            raise ValueError("next_action_masks must come with every step or with none")
-        if masks is not None and stored is not None:
-            check_shape("next_action_masks", masks, (count, stored.shape[1]))
+        num_actions = np.shape(masks)[-1:] if stored is None else stored.shape[1:]
+        check_shape("next_action_masks", masks, (count, *num_actions))
+        if stored is None:
+            stored = np.zeros((self.capacity, *num_actions), np.bool_)
+            stored[: self._added] = True
+            self._reused = None  # that batch has no masks
+            self._arrays["next_action_masks"] = stored
+            self._tables = None
 
     def _link(self, envs: Indices, numbers: Indices, *, done: NDArray[np.bool_]) -> None:
         successor, capacity, newest = self._arrays["successor"], self.capacity, int(numbers[-1])
@@ -366,6 +398,8 @@ class ReplayBuffer:
     def cut(self, streams: Indices | int | None = None) -> None:
         """The running episodes (None: all) are broken off: the rows that come next begin new
         ones."""
+        if self._adding:
+            self._undo()
         self._last[slice(None) if streams is None else streams] = -1
 
     def reserve(self, num_envs: int) -> None:
@@ -500,6 +534,20 @@ class ReplayBuffer:
             self._reused = batch, Transition(*map(_as_arrays, batch))
         return batch
 
+    def observations(self, indices: Indices) -> tuple[Arrays, Arrays]:
+        """s and s' of what `gather` gives, `(B, ...)`, in the dtype of their space: tensors of
+        float64 observations are float32."""
+        successor = self._arrays["successor"]
+        last = n_step_returns(
+            indices,
+            n_steps=self.n_steps,
+            gamma=self.gamma,
+            rewards=self._arrays["rewards"],
+            terminated=self._arrays["terminated"],
+            successor=lambda rows: successor[rows],
+        )[2]
+        return self._storage.gather(0, indices), self._storage.gather(1, last)
+
     def _observations(self, kind: Kind, slots: Indices, device: torch.device) -> Observations:
         if device.type != "cpu" and device not in self._copies:
             self._copies[device] = DeviceStorage.where_it_fits(self._storage, device)
@@ -578,6 +626,8 @@ class ReplayBuffer:
 
     def state_dict(self) -> dict[str, Any]:
         """The stored transitions (views), priorities, links and the generator's state."""
+        if self._adding:
+            self._undo()
         size = min(self._added, self.capacity)
         return {
             "capacity": self.capacity,
@@ -618,8 +668,9 @@ class ReplayBuffer:
             array[:size] = stored[name]
         self._arrays, self._tables = arrays, None
         self._copies.clear()
+        self._reused = None
         self._last[:] = state["last"]
-        self._added = int(state["added"])
+        self._added, self._adding = int(state["added"]), 0
         self.largest_priority = float(state["largest_priority"])
         if self._tree is not None:
             self._tree.load_state_dict(state["tree"])

@@ -148,14 +148,16 @@ class DenseStorage:
         )
 
     def state_dict(self, size: int) -> dict[str, Any]:
-        return {
+        stored: dict[str, Any] = {
             name: map_arrays(lambda array: array[:size], arrays)
             for name, arrays in self._arrays.items()
         }
+        return {**stored, "oldest": self.oldest}
 
     def load_state_dict(self, state: dict[str, Any], size: int) -> None:
         for name, arrays in self._arrays.items():
             check_stored(name, arrays, state.get(name), size)
+        self.oldest = int(state.get("oldest", 0))
         for name, arrays in self._arrays.items():
             map_arrays(lambda array, row: array.__setitem__(slice(size), row), arrays, state[name])
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
@@ -38,6 +40,22 @@ def to_transition(samples: Samples, gamma: float) -> Transition:
         discounts=((1.0 - samples.dones) * discounts).squeeze(1),
         next_observations=samples.next_observations,
     )
+
+
+def break_off(buffer: Any) -> None:
+    """The running episodes are cut where they are: what is added next begins new ones."""
+    if isinstance(buffer, CoreReplayBuffer):
+        buffer.replay.cut()
+    elif isinstance(buffer, HerReplayBuffer):
+        with warnings.catch_warnings():  # that it does so
+            warnings.simplefilter("ignore", UserWarning)
+            buffer.truncate_last_trajectory()
+    elif isinstance(buffer, ReplayBuffer) and (buffer.pos or buffer.full):
+        last = buffer.pos - 1
+        if buffer.optimize_memory_usage:  # as the host does: the next row is taken for s'
+            buffer.dones[last] = True
+        else:
+            buffer.timeouts[last] = np.where(buffer.dones[last], buffer.timeouts[last], True)
 
 
 class CoreReplayBuffer(ReplayBuffer):
@@ -119,6 +137,9 @@ class CoreReplayBuffer(ReplayBuffer):
         }
         self.gives_as_stored = self.obs_shape == self.observation_space.shape
         """Whether samples are what is stored, in shape; a VecNormalize may change them."""
+        space = self.observation_space
+        parts = space.values() if isinstance(space, spaces.Dict) else (space,)
+        self._has_doubles = any(part.dtype == np.float64 for part in parts)
         self._none = np.zeros(n_envs, np.bool_)
         self.replay = self._make_replay(generator or np.random.default_rng())
 
@@ -263,12 +284,15 @@ class CoreReplayBuffer(ReplayBuffer):
         )
         if as_stored:
             return batch
+        seen: Any = batch.observations, batch.next_observations
+        if env is not None and self._has_doubles:  # normalised before they are float32
+            seen = self.replay.observations(indices)
         return Transition(
-            observations=self._observed(batch.observations, env),
+            observations=self._observed(seen[0], env),
             actions=batch.actions.to(self.device),
             rewards=batch.rewards.to(self.device),
             discounts=batch.discounts.to(self.device),
-            next_observations=self._observed(batch.next_observations, env),
+            next_observations=self._observed(seen[1], env),
             next_action_masks=self._moved(batch.next_action_masks),
             weights=self._moved(batch.weights),
         )
@@ -280,7 +304,7 @@ class CoreReplayBuffer(ReplayBuffer):
         """Observations as the host has them sampled: in its shapes, and normalised."""
         shapes = self.obs_shape
         rows = map_arrays(
-            lambda part, shape: part.numpy().reshape(-1, *shape), observations, shapes
+            lambda part, shape: np.asarray(part).reshape(-1, *shape), observations, shapes
         )
         return to_tensors(rows if env is None else env.normalize_obs(rows), self.device)
 

@@ -25,9 +25,9 @@ from stable_baselines3.common.utils import should_collect_more_steps
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 from dqn_adapters.environments import Masks
-from dqn_adapters.finite import check_finite
+from dqn_adapters.finite import as_rewards, check_observations, moment
 from dqn_adapters.learner import DQNLearner
-from dqn_adapters.sb3.buffers import CoreReplayBuffer
+from dqn_adapters.sb3.buffers import CoreReplayBuffer, break_off
 from dqn_adapters.sb3.masks import check_masking, masks_in
 from dqn_adapters.sb3.policies import has_stock_methods
 
@@ -38,6 +38,9 @@ class Collecting(stable_baselines3.DQN):
     Callbacks are called where the host calls them, before the step is stored, and see the host's
     names in `locals`. When one ends the training, the step is taken up nevertheless, and the next
     `learn(reset_num_timesteps=False)` goes on within the same phase of `train_freq`.
+
+    A step that an error or an interruption kept from being taken up is lost: the next `learn` then
+    resets the environments, and nothing in the replay buffer links across the gap.
     """
 
     action_space: spaces.Discrete
@@ -48,7 +51,9 @@ class Collecting(stable_baselines3.DQN):
     _schedule_timesteps: int  # the training's total when it began: the length of its schedules
     _use_masking: bool | None
     _action_masks: Masks | None  # the legal actions in _last_obs
+    check_observations: bool = True
     _step_to_take_up: tuple[Any, ...] | None = None
+    _moved: bool = False  # whether the environments may have gone on from _last_obs
     _tap: Tap | None = None
 
     def _setup_learn(
@@ -59,21 +64,51 @@ class Collecting(stable_baselines3.DQN):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        self._settle()
         resets = reset_num_timesteps or self._last_obs is None
+        self._moved = resets
         began_with = 0 if reset_num_timesteps else self._schedule_timesteps or self._total_timesteps
         host = super()._setup_learn
         if isinstance(self.replay_buffer, CoreReplayBuffer):
             # Past the host's, which marks the last row of a memory-lean buffer as an episode's end.
             host = super(OffPolicyAlgorithm, self)._setup_learn
-        result = host(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        with self._tapped(None):
+            result = host(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         self._schedule_timesteps = began_with or self._total_timesteps
         if resets:
             if reset_num_timesteps:
                 self._collected = (0, 0)
+            assert self.env is not None
+            if self._vec_normalize_env is None:
+                check(self.env, self._last_obs, None, finite=self.check_observations)
             self._take_up_masks()
-            if isinstance(self.replay_buffer, CoreReplayBuffer):
-                self.replay_buffer.replay.cut()  # what is stored may end within an episode
+            break_off(self.replay_buffer)  # what is stored may end within an episode
+            self._moved = False
         return result
+
+    def _settle(self) -> None:
+        """Take up a step whose callback failed; if a step was lost, the next `learn` resets."""
+        if self._last_obs is None:
+            self._step_to_take_up = None
+        self._take_up_step()
+        if self._moved:
+            self._last_obs = None
+
+    @contextmanager
+    def _tapped(self, step: int | None) -> Iterator[None]:
+        """Within the block a `VecNormalize` is given only what was checked."""
+        normalize = self._vec_normalize_env
+        if normalize is None:
+            yield
+            return
+        venv = normalize.venv
+        while isinstance(venv, Tap):  # an interruption may leave it there
+            venv = venv.venv
+        if self._tap is None or self._tap.venv is not venv:
+            self._tap = Tap(venv)
+        self._tap.finite = self.check_observations
+        with self._tap.below(normalize, step):
+            yield
 
     def _take_up_masks(self) -> None:
         assert self.env is not None
@@ -81,12 +116,16 @@ class Collecting(stable_baselines3.DQN):
         check_masking(self.env, masks, self._use_masking)
         if self._use_masking is False:
             masks = None
-        if masks is not None and not isinstance(self.replay_buffer, CoreReplayBuffer):
+        if not isinstance(self.replay_buffer, CoreReplayBuffer):
+            self._refuse_masks(masks)
+        self._action_masks = masks
+
+    def _refuse_masks(self, masks: Masks | None) -> None:
+        if masks is not None:
             raise ValueError(
                 f"replay_buffer_class={type(self.replay_buffer).__name__} cannot store action "
                 "masks; leave replay_buffer_class out, or call learn(use_masking=False)"
             )
-        self._action_masks = masks
 
     def collect_rollouts(
         self,
@@ -109,6 +148,7 @@ class Collecting(stable_baselines3.DQN):
         num_collected_steps, num_collected_episodes = self._collected
         continue_training = True
         while continue_training and should_collect_more_steps(train_freq, *self._collected):
+            self._moved = True  # until the step is taken up
             actions, buffer_actions = self._sample_action(
                 learning_starts, action_noise, env.num_envs
             )
@@ -141,12 +181,8 @@ class Collecting(stable_baselines3.DQN):
     def _step(self, env: VecEnv, actions: NDArray[Any]) -> Any:
         step = self.num_timesteps + 1
         if self._vec_normalize_env is None:
-            new_obs, rewards, dones, infos = env.step(actions)
-            check_step(step, new_obs, rewards, dones, infos)
-            return new_obs, rewards, dones, infos
-        if self._tap is None or self._tap.venv is not self._vec_normalize_env.venv:
-            self._tap = Tap(self._vec_normalize_env.venv)
-        with self._tap.below(self._vec_normalize_env, step):
+            return check_step(env, env.step(actions), step, finite=self.check_observations)
+        with self._tapped(step):
             return env.step(actions)
 
     def _take_up_step(self) -> None:
@@ -159,6 +195,7 @@ class Collecting(stable_baselines3.DQN):
         self._step_to_take_up = None
         self._update_info_buffer(infos, dones)
         self._store_transition(replay_buffer, actions, new_obs, rewards, dones, infos, valid)
+        self._moved = False
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         finished = int(np.count_nonzero(dones if valid is None else dones & valid))
         self._experienced = (len(dones) if valid is None else int(valid.sum()), finished)
@@ -204,6 +241,8 @@ class Collecting(stable_baselines3.DQN):
                 next_action_masks=self._next_masks(replay_buffer, dones, infos),
             )
         else:
+            if self._use_masking is not False:
+                self._refuse_masks(masks_in(infos, int(self.action_space.n)))
             if valid is not None and not valid.all():
                 raise ValueError(
                     f"replay_buffer_class={type(replay_buffer).__name__} stores a step of all "
@@ -248,9 +287,11 @@ class Tap(VecEnvWrapper):
     """
 
     terminal_observations: dict[int, Any]
+    finite = True
+    """Whether observations must be finite."""
 
     @contextmanager
-    def below(self, normalize: VecNormalize, step: int) -> Iterator[None]:
+    def below(self, normalize: VecNormalize, step: int | None) -> Iterator[None]:
         """Within the block `normalize` steps the environments through this wrapper."""
         self._step, normalize.venv = step, self
         try:
@@ -259,25 +300,59 @@ class Tap(VecEnvWrapper):
             normalize.venv = self.venv
 
     def reset(self) -> Any:
-        return self.venv.reset()
+        obs = self.venv.reset()
+        check(self.venv, obs, None, finite=self.finite)
+        return obs
 
     def step_wait(self) -> Any:
-        obs, rewards, dones, infos = self.venv.step_wait()
-        check_step(self._step, obs, rewards, dones, infos)
+        assert self._step is not None
+        obs, rewards, dones, infos = check_step(
+            self.venv, self.venv.step_wait(), self._step, finite=self.finite
+        )
         self.terminal_observations = {
             i: infos[i].get("terminal_observation") for i in np.flatnonzero(dones).tolist()
         }
         return obs, rewards, dones, infos
 
 
-def check_step(step: int, obs: Any, rewards: Any, dones: Any, infos: Any) -> None:
-    """Raise `NonFiniteError` if a reward or an observation of environment step `step` is not
-    finite."""
-    check_finite(f"the reward at step {step}", rewards)
-    check_finite(f"the observation at step {step}", obs)
-    for i in dones.nonzero()[0]:
+def check_step(env: VecEnv, result: Any, step: int, *, finite: bool) -> Any:
+    """What environment step `step` gave, with rewards `(N,)`.
+
+    Raises:
+        ValueError: rewards or observations have another shape than they must.
+        NonFiniteError: a reward is not finite; or, where it must be, an observation.
+    """
+    obs, rewards, dones, infos = result
+    rewards = as_rewards(rewards, len(dones), step)
+    check(env, obs, step, finite=finite)
+    for i in dones.nonzero()[0].tolist():
         final = with_row_axis(infos[i].get("terminal_observation"))
-        check_finite(f"the final observation at step {step}", final, [int(i)])
+        if final is not None:
+            check(env, final, step, [i], name="the final observation", finite=finite)
+    return obs, rewards, dones, infos
+
+
+def check(
+    env: VecEnv,
+    obs: Any,
+    step: int | None,
+    rows: list[int] | None = None,
+    *,
+    name: str = "the observation",
+    finite: bool,
+) -> None:
+    """Raise unless these are observations of the environments; see `check_observations`. None is
+    the step of a reset."""
+    space = env.observation_space
+    if isinstance(space, spaces.Discrete):  # `(N, 1)` is taken as well
+        return
+    check_observations(
+        obs,
+        space,
+        range(env.num_envs) if rows is None else rows,
+        name=f"{name} {moment(step)}",
+        finite=finite,
+    )
 
 
 def with_row_axis(observation: Any) -> Any:

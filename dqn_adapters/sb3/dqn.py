@@ -99,6 +99,8 @@ class DQN(Collecting):
         frame_stack: Observations are so many frames stacked along the first axis of what the model
             sees (images have their channels first): the replay buffer keeps every frame once.
         execution: How the learner computes; see `DQNLearner`.
+        check_observations: Refuse observations that are NaN or infinite. False is for a features
+            extractor that can handle them.
 
     Raises:
         ValueError: a hyper-parameter is not accepted; see `DQNConfig`. Or two of them exclude each
@@ -128,6 +130,7 @@ class DQN(Collecting):
         priority_beta_steps: int | None = DQNConfig.priority_beta_steps,
         frame_stack: int | None = DQNConfig.frame_stack,
         execution: Execution = "auto",
+        check_observations: bool = True,
         **kwargs: Any,
     ) -> None:
         self.variant = variant
@@ -143,6 +146,7 @@ class DQN(Collecting):
         self.priority_beta_steps = priority_beta_steps
         self.frame_stack = frame_stack
         self.execution = execution
+        self.check_observations = check_observations
         self._counts: dict[Any, int] = {}
         self._collected, self._experienced, self._schedule_timesteps = (0, 0), None, 0
         self._use_masking, self._action_masks = None, None
@@ -420,7 +424,7 @@ class DQN(Collecting):
             full: Save also what exact continuation needs: replay buffer, random streams,
                 environments. See `docs/sb3.md`. A file is then written beside and renamed.
         """
-        self._take_up_step()
+        self._settle()
         self._streams = get_streams(self)
         try:
             if full:
@@ -464,7 +468,7 @@ class DQN(Collecting):
         return [
             *super()._excluded_save_params(),
             *ours,
-            *("_action_masks", "_experienced", "_loading", "_step_to_take_up", "_tap"),
+            *("_action_masks", "_experienced", "_loading", "_moved", "_step_to_take_up", "_tap"),
         ]
 
 

@@ -35,7 +35,9 @@ class VectorEnvAdapter(VecEnv):
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
         self.env = env
-        self.stepper = VectorStepper(env)
+        # Who trains checks the observations, or is told not to.
+        self.stepper = VectorStepper(env, check_observations=False)
+        self._num_steps = 0
         self.valid: NDArray[np.bool_] = np.ones(env.num_envs, np.bool_)
         """`(num_envs,)`, False where the last step only reset."""
         self._returns = np.zeros(env.num_envs)
@@ -70,7 +72,8 @@ class VectorEnvAdapter(VecEnv):
         self._actions = np.asarray(actions) - self.action_space.start
 
     def step_wait(self) -> Any:
-        step = self.stepper.step(self._actions)
+        step = self.stepper.step(self._actions, self._num_steps + 1)
+        self._num_steps += int(np.count_nonzero(step.valid))
         self._arrived()
         self.valid = step.valid
         dones = (step.terminated | step.truncated) & step.valid

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar, Unpack
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from tianshou.algorithm.algorithm_base import OffPolicyAlgorithm
@@ -273,11 +274,14 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
             )
         if not isinstance(buffer, _Buffer):  # ours have looked at what they store
             check_transitions(batch, indices, where="row")
+        rewards = buffer.rew
+        if isinstance(rewards, np.ndarray) and rewards.shape[1:] == (1,):
+            rewards = rewards[:, 0]
         batch.returns, batch.discounts, last = n_step_returns(
             indices,
             n_steps=config.n_steps,
             gamma=config.gamma,
-            rewards=buffer.rew,
+            rewards=rewards,
             terminated=buffer.terminated,
             successor=buffer.next,
         )

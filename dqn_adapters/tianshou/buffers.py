@@ -3,6 +3,7 @@ is new."""
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from tianshou.data import Batch
 
 from dqn_adapters.config import DQNConfig, rejected
-from dqn_adapters.finite import check_finite
+from dqn_adapters.finite import REWARD_LIMIT, check_finite
 
 if TYPE_CHECKING:
     _Base = host.ReplayBuffer
@@ -24,24 +25,34 @@ Rows = NDArray[np.int64]
 
 
 class _Buffer(_Base):
-    """Mends four things of the buffer behind it in the method resolution order.
+    """Fixes five things of the buffer behind it in the method resolution order.
 
     Its arguments are those of Tianshou's buffer, and `seed`: it decides which transitions are
     sampled, None draws fresh entropy. (Tianshou's uniform buffers draw from seed 42, whatever the
-    experiment's seed; its prioritised ones from numpy's global state.)
+    experiment's seed; its prioritised ones from numpy's global state.) With
+    `check_observations=False` observations may be NaN or infinite, for a network that can handle
+    them.
+
+    What is added is checked, and then stored whole, also if that is interrupted; or nothing is.
 
     With `ignore_obs_next=True` the s' of a row is the s of the next one; where there is none (the
     episode ended, or the row is the newest) it is kept aside. With `stack_num` rows of which the
     ring has overwritten a frame are not sampled.
     """
 
+    check_observations = True
     _unchecked: set[int] | None = None  # rows that may hold a NaN; None: all of them
 
     def __init__(
-        self, *args: Any, seed: int | np.random.SeedSequence | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        seed: int | np.random.SeedSequence | None = None,
+        check_observations: bool = True,
+        **kwargs: Any,
     ) -> None:
         self._aside: dict[int, Any] = {}  # s' of rows that no row follows; the newest frame of it
         super().__init__(*args, **kwargs)
+        self.check_observations = check_observations
         if not isinstance(seed, np.random.SeedSequence):
             seed = np.random.SeedSequence(seed)
         buffers = [self, *getattr(self, "buffers", ())]  # a vector buffer's parts draw too
@@ -61,20 +72,65 @@ class _Buffer(_Base):
         return False
 
     def add(self, batch: Any, buffer_ids: Any = None) -> Any:
-        """See Tianshou's `ReplayBuffer.add`.
+        """See Tianshou's `ReplayBuffer.add`. Rewards may be `(N, 1)`.
 
         Raises:
             NonFiniteError: a reward or an observation is NaN or infinite; nothing is stored.
-            ValueError: `obs_next` is missing.
+            ValueError: `obs_next` is missing, or something has another shape than what is stored;
+                nothing is stored.
         """
-        check_transitions(batch, buffer_ids)
+        single = buffer_ids is None and not hasattr(self, "buffers")
+        batch = with_plain_rewards(batch, single)
+        self._check_shapes(batch, 0 if single else 1)
+        check_transitions(batch, buffer_ids, observations=self.check_observations)
+        counters = self._counters(buffer_ids)
+        try:
+            return self._add(batch, buffer_ids, single)
+        except BaseException as error:
+            self._set_counters(counters)
+            if not isinstance(error, Exception):  # interrupted: rows of the step may be there
+                self._add(batch, buffer_ids, single)
+            raise
+
+    def _add(self, batch: Any, buffer_ids: Any, single: bool) -> Any:
         added = super().add(batch, buffer_ids)
         if self._unchecked is not None:
             self._unchecked.update(added[0].tolist())
         if not self._save_obs_next:
-            single = buffer_ids is None and not hasattr(self, "buffers")
             self._keep_aside(added[0], [batch.obs_next] if single else batch.obs_next)
         return added
+
+    def _check_shapes(self, batch: Any, axes: int) -> None:
+        """Raise `ValueError` unless the batch has the shapes of what is stored.
+
+        Args:
+            batch: What is to be added.
+            axes: How many axes its arrays have before those of one row.
+        """
+        for name in ("obs", "act", "rew", "obs_next"):
+            stored, given = self._meta.get(name), batch.get(name)
+            if stored is not None and given is not None:
+                stack = self._save_only_last_obs and name.startswith("obs")
+                check_shape(name, stored, given, axes + stack)
+
+    def _counters(self, buffer_ids: Any) -> Any:
+        """Where the next row goes, of the sub-buffers that are to get one."""
+        parts = getattr(self, "buffers", None)
+        if parts is None:
+            return _counters_of(self)
+        ids = range(len(parts)) if buffer_ids is None else buffer_ids
+        of_parts = [(i, _counters_of(parts[i])) for i in ids]
+        return self.last_index.copy(), np.array(self._lengths), of_parts
+
+    def _set_counters(self, counters: Any) -> None:
+        parts = getattr(self, "buffers", None)
+        if parts is None:
+            _set_counters_of(self, counters)
+            return
+        buffer: Any = self
+        buffer.last_index[:], buffer._lengths[:], of_parts = counters
+        for i, values in of_parts:
+            _set_counters_of(parts[i], values)
 
     def _keep_aside(self, rows: Rows, following: Any) -> None:
         start, stop, _ = self._parts(rows)
@@ -82,7 +138,8 @@ class _Buffer(_Base):
         for i, (row, before) in enumerate(zip(rows.tolist(), previous.tolist(), strict=True)):
             if not self.done[before]:
                 self._aside.pop(before, None)
-            self._aside[row] = following[i][-1] if self._save_only_last_obs else following[i]
+            newest = following[i][-1] if self._save_only_last_obs else following[i]
+            self._aside[row] = copy.deepcopy(newest)  # an environment may use its memory again
 
     def _parts(self, rows: Rows) -> tuple[Rows, Rows, Rows]:
         """For rows the first row of their sub-buffer, the one behind its last, and its number."""
@@ -260,10 +317,8 @@ def make_buffer(
         return VectorReplayBuffer(config.buffer_size, num_envs, seed=seed, **options)
     if config.priority_alpha == 0:
         raise rejected("priority_alpha", 0.0, "> 0 in Tianshou; prioritized_replay=False is 0")
-    exponents = {"alpha": config.priority_alpha, "beta": config.priority_beta}
-    return PrioritizedVectorReplayBuffer(
-        config.buffer_size, num_envs, seed=seed, **exponents, **options
-    )
+    options = {"alpha": config.priority_alpha, "beta": config.priority_beta, **options}
+    return PrioritizedVectorReplayBuffer(config.buffer_size, num_envs, seed=seed, **options)
 
 
 def is_prioritized(buffer: Any) -> bool:
@@ -298,10 +353,61 @@ def break_off(buffer: Any) -> None:
         part._ep_return, part._ep_len, part._ep_start_idx = 0.0, 0, part._insertion_idx
 
 
-def check_transitions(batch: Any, rows: Any = None, *, where: str = "environment") -> None:
-    """Raise `NonFiniteError` if a reward or an observation of the batch is NaN or infinite."""
-    for name in ("rew", "obs", "obs_next"):
+def check_transitions(
+    batch: Any, rows: Any = None, *, where: str = "environment", observations: bool = True
+) -> None:
+    """Raise `NonFiniteError` if a reward of the batch is NaN, infinite or beyond float32; or an
+    observation NaN or infinite, if these are to be looked at."""
+    check_finite("rew", getattr(batch, "rew", None), rows, where=where, largest=REWARD_LIMIT)
+    for name in ("obs", "obs_next") if observations else ():
         check_finite(name, plain(getattr(batch, name, None)), rows, where=where)
+
+
+def check_shape(name: str, stored: Any, given: Any, axes: int) -> None:
+    """Raise `ValueError` unless rows have the keys and the shape of the stored ones.
+
+    Args:
+        name: What they are.
+        stored: `(size, ...)`, or a `Batch` of such.
+        given: Arrays with so many `axes` before those of one row, or a `Batch` of such.
+        axes: See there.
+    """
+    nested = _is_batch(stored), _is_batch(given)
+    if nested == (True, True):
+        keys = set(stored.get_keys()), set(given.get_keys())
+        if keys[0] != keys[1]:
+            raise ValueError(f"{name} must have the keys {sorted(keys[0])}, got {sorted(keys[1])}")
+        for key in keys[0]:
+            check_shape(f"{name}[{key!r}]", stored[key], given[key], axes)
+    elif nested != (False, False) or np.shape(given)[axes:] != stored.shape[1:]:
+        got = "a Batch" if nested[1] else f"shape {np.shape(given)[axes:]}"
+        wanted = "a Batch" if nested[0] else f"shape {stored.shape[1:]}"
+        raise ValueError(f"{name} of one step of an environment must have {wanted}, got {got}")
+
+
+def with_plain_rewards(batch: Any, single: bool = False) -> Any:
+    """The batch with rewards `(N,)` where they are `(N, 1)`; of one environment alone, a number.
+
+    A vector for each row is left to a manager of many agents, whose observations name the agent.
+    """
+    shape = np.shape(batch.rew)
+    if shape[0 if single else 1 :] != (1,) or hasattr(batch.obs, "agent_id"):
+        return batch
+    return as_batch(**{**batch.__dict__, "rew": np.asarray(batch.rew)[..., 0]})
+
+
+_COUNTERS = ("_insertion_idx", "_size", "_ep_return", "_ep_len", "_ep_start_idx")
+
+
+def _counters_of(part: Any) -> tuple[Any, ...]:
+    values = tuple(copy.copy(getattr(part, name)) for name in _COUNTERS)
+    return part.last_index.copy(), values
+
+
+def _set_counters_of(part: Any, counters: tuple[Any, ...]) -> None:
+    part.last_index[:], values = counters
+    for name, value in zip(_COUNTERS, values, strict=True):
+        setattr(part, name, value)
 
 
 def _is_null(values: Any, rows: Rows) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -9,12 +12,13 @@ import tianshou.data as host
 from numpy.typing import NDArray
 from tianshou.data import Batch, CollectStats
 from tianshou.data.collector import TCollectStats
-from tianshou.env import BaseVectorEnv
+from tianshou.env import BaseVectorEnv, VectorEnvWrapper
 from tianshou.utils.determinism import TraceLogger
 
 from dqn_adapters.environments import MASK
-from dqn_adapters.tianshou.buffers import as_batch
-from dqn_adapters.tianshou.policy import DQNPolicy
+from dqn_adapters.finite import check_finite
+from dqn_adapters.tianshou.buffers import as_batch, break_off, plain
+from dqn_adapters.tianshou.policy import HOSTS_MASK, DQNPolicy
 
 
 class Collector(host.Collector[TCollectStats]):
@@ -26,7 +30,13 @@ class Collector(host.Collector[TCollectStats]):
     `DQNPolicy` of an algorithm that computes in the compiled kernel; and where there are no hooks,
     and no statistics but Tianshou's own. (A subclass is not looked into.) Everything else is
     Tianshou's code.
+
+    Observations are copied where the next step could overwrite them. When a collection ends by an
+    error or an interruption, the next one resets the environments, and nothing in the buffer links
+    across the gap.
     """
+
+    _interrupted = False
 
     def _collect(
         self,
@@ -36,10 +46,37 @@ class Collector(host.Collector[TCollectStats]):
         render: float | None = None,
         gym_reset_kwargs: dict[str, Any] | None = None,
     ) -> TCollectStats:
+        if self._interrupted:
+            self.reset_env(gym_reset_kwargs)
+        self._interrupted = True
+        with copying(self):
+            obs = self._pre_collect_obs_RO
+            if not n_step or render or obs is None or not self._is_unwatched():
+                stats = super()._collect(n_step, n_episode, random, render, gym_reset_kwargs)
+            else:
+                stats = self._collect_unwatched(n_step, random, gym_reset_kwargs)
+        self._interrupted = False
+        return stats
+
+    def reset_env(self, gym_reset_kwargs: dict[str, Any] | None = None) -> Any:
+        """Start an episode in every environment; the running ones are cut in the buffer.
+
+        Raises:
+            NonFiniteError: an observation is NaN or infinite.
+        """
+        self._interrupted = True
+        break_off(self.buffer)
+        obs, infos = super().reset_env(gym_reset_kwargs)
+        if getattr(self.buffer, "check_observations", True):
+            check_finite("the observation at the reset", plain(_column(obs)))
+        self._interrupted = False
+        return obs, infos
+
+    def _collect_unwatched(
+        self, n_step: int, random: bool, gym_reset_kwargs: dict[str, Any] | None
+    ) -> TCollectStats:
         obs: Any = self._pre_collect_obs_RO
         infos: Any = self._pre_collect_info_R
-        if not n_step or render or obs is None or not self._is_unwatched():
-            return super()._collect(n_step, n_episode, random, render, gym_reset_kwargs)
         ids, stats = np.arange(self.env_num), self.collect_stats_class()
         while stats.n_collected_steps < n_step:
             act, actions = self._act(ids, obs, infos, random)
@@ -91,7 +128,7 @@ class Collector(host.Collector[TCollectStats]):
         self, ids: NDArray[np.int64], obs: NDArray[Any], infos: NDArray[Any], random: bool
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """The actions, as the buffer and as the environments know them."""
-        if random or obs.dtype == object or any(MASK in info for info in infos):
+        if random or obs.dtype == object or any(MASK in i or HOSTS_MASK in i for i in infos):
             chosen: Any = self._compute_action_policy_hidden(random, ids, obs, infos)
             return chosen.act, chosen.act_normalized
         policy: Any = self.policy
@@ -116,3 +153,34 @@ def _stacked(infos: NDArray[Any]) -> Any:
 
 
 _NUMBER = (bool, int, float, np.bool_, np.number)
+
+
+class _Copies(VectorEnvWrapper):
+    """Gives copies of observations and infos."""
+
+    def reset(self, env_id: Any = None, **kwargs: Any) -> Any:
+        return copy.deepcopy(self.venv.reset(env_id, **kwargs))
+
+    def step(self, action: Any, id: Any = None) -> Any:
+        return copy.deepcopy(self.venv.step(action, id))
+
+
+@contextmanager
+def copying(collector: Any) -> Iterator[None]:
+    """Within the block the collector is given copies of observations that are dictionaries.
+
+    Tianshou stacks arrays, which copies them, but hands dictionaries on as they are: the arrays in
+    them are the environment's, which may write its next observation into them, or memory that is
+    shared with another process, which does.
+    """
+    env, obs = collector.env, getattr(collector, "_pre_collect_obs_RO", None)
+    arrays = isinstance(obs, np.ndarray) and obs.dtype != object
+    if arrays or not isinstance(env, BaseVectorEnv) or isinstance(env, _Copies):
+        yield
+        return
+    collector._pre_collect_obs_RO = copy.deepcopy(obs)
+    collector.env = _Copies(env)
+    try:
+        yield
+    finally:
+        collector.env = env

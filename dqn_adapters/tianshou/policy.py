@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Self, cast
 
 import numpy as np
@@ -16,6 +17,9 @@ from dqn_adapters.environments import MASK, as_masks
 from dqn_adapters.exploration import check_action_masks, epsilon_greedy
 from dqn_adapters.learner import DQNLearner
 from dqn_adapters.targets import greedy_actions
+
+HOSTS_MASK = "mask"
+"""Key of the mask of legal actions beside `obs` in an observation, Tianshou's convention."""
 
 
 def split_mask(obs: Any, info: Any = None) -> tuple[Any, NDArray[np.bool_] | None]:
@@ -35,6 +39,11 @@ def split_mask(obs: Any, info: Any = None) -> tuple[Any, NDArray[np.bool_] | Non
     else:
         seen = getattr(obs, "obs", obs)
         mask = getattr(info, MASK, None)
+        if mask is None and hasattr(info, HOSTS_MASK):
+            warnings.warn(
+                "info['mask'] is not read: in the info, legal actions are info['action_mask']",
+                stacklevel=2,
+            )
         if mask is not None:
             masks = as_masks(mask, np.shape(mask))
             return seen, masks | ~masks.any(axis=-1, keepdims=True)

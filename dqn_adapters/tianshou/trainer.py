@@ -15,6 +15,7 @@ from tianshou.utils import LazyLogger, MovAvg
 from dqn_adapters.config import DQNConfig, checked_int
 from dqn_adapters.finite import NonFiniteError
 from dqn_adapters.tianshou.buffers import break_off
+from dqn_adapters.tianshou.collector import copying
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,8 @@ class DQNTrainer(OffPolicyTrainer):
     def _collect_training_data(self) -> CollectStats:
         steps = self.algorithm.counts["steps"]
         try:
-            stats = super()._collect_training_data()
+            with copying(self.params.training_collector):  # one of Tianshou's does not copy
+                stats = super()._collect_training_data()
         except NonFiniteError as error:
             raise NonFiniteError(f"{error} (while collecting after step {steps})") from error
         self.algorithm.count(steps=stats.n_collected_steps, episodes=stats.n_collected_episodes)

@@ -304,7 +304,7 @@ def test_bad_input(env: Any, arguments: Any, error: type[Exception], message: st
         ("d", np.zeros(4), None, r"agent 'd' is unknown; known are \['a', 'b', 'c'\]"),
         ("b", np.zeros(3), None, r"agent 'b': observation must have shape \(4,\), got \(3,\)"),
         ("b", np.zeros(4), [1, 1, 1], r"agent 'b': the action mask .* must have shape \(4,\)"),
-        ("b", np.zeros(4), [1, 1, 1, 2], "agent 'b': an action mask must hold 0 and 1 only"),
+        ("b", np.zeros(4), [1, 1, 1, 2], "agent 'b': the action mask of .* must hold 0 and 1 only"),
         ("b", np.zeros(4), [0, 0, 0, 0], "allows no action"),
         ("a", np.zeros(3), None, "agent 'a': observation must have 'action_mask', or action_mask"),
     ],
@@ -353,8 +353,12 @@ class Spoiled(Script):
 @pytest.mark.parametrize(
     ("what", "error", "message"),
     [
-        ("reward", NonFiniteError, "agent 'b': reward must be finite, got nan"),
-        ("observation", NonFiniteError, "agent 'b': observation must be finite"),
+        ("reward", NonFiniteError, "the reward at step 4 of agent 'b' is nan; it must be finite"),
+        (
+            "observation",
+            NonFiniteError,
+            "the observation of agent 'b' is nan, at index .0,.; .* .at step 4.",
+        ),
         ("shape", ValueError, r"agent 'b': observation must have shape \(4,\), got \(2,\)"),
         ("mask", ValueError, r"agent 'b': the action mask .* must have shape \(4,\)"),
     ],

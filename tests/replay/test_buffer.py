@@ -143,10 +143,22 @@ def test_masks_come_back() -> None:
     batch = replay.gather(np.array([1, 0]))
     assert batch.next_action_masks is not None
     assert batch.next_action_masks.tolist() == masks[[1, 0]].tolist()
-    with pytest.raises(ValueError, match="must come with every step or with none"):
-        replay.add(env_step(rows(1, 2)))
     with pytest.raises(ValueError, match=r"next_action_masks must have shape \(2, 3\)"):
         replay.add(env_step(rows(1, 2))._replace(next_action_masks=masks[:, :2]))
+
+
+def test_rows_without_masks_are_ones_where_all_actions_are_legal() -> None:
+    replay = make(capacity=6, num_envs=2)
+    indices, masks = np.arange(6), np.array([[True, False, True], [False, True, True]])
+    replay.add(env_step(rows(1, 2)))
+    assert replay.gather(np.arange(2), reuse=True).next_action_masks is None
+    replay.add(env_step(rows(3, 4))._replace(next_action_masks=masks))
+    replay.add(env_step(rows(5, 6)))
+    expected = [[True] * 3] * 2 + masks.tolist() + [[True] * 3] * 2
+    for reuse in False, True:
+        batch = replay.gather(indices[:2] if reuse else indices, reuse=reuse)
+        assert batch.next_action_masks is not None
+        assert batch.next_action_masks.tolist() == expected[: len(batch.rewards)]
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"prioritized": True}, {"n_steps": 3}])

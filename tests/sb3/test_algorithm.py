@@ -50,7 +50,7 @@ def test_the_hosts_arguments_come_first_then_ours_with_the_defaults_of_the_confi
     names += ["dueling", "prioritized_replay", "priority_alpha", "priority_beta"]
     names += ["priority_beta_final", "priority_beta_steps", "frame_stack"]
     expected = {name: getattr(DQNConfig(), name) for name in names}
-    assert added == {**expected, "execution": "auto"}
+    assert added == {**expected, "execution": "auto", "check_observations": True}
 
 
 def test_defaults_that_the_host_has_too_are_the_hosts() -> None:

@@ -34,6 +34,6 @@ def test_the_script_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_every_parameter_of_ours_is_on_the_page() -> None:
     keywords = [p for p in inspect.signature(DQN).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    assert len(keywords) == 13
+    assert len(keywords) == 14
     for parameter in keywords:
         assert f"`{parameter.name}`" in PAGE
