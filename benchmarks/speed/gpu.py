@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -23,6 +23,8 @@ if not __package__:  # run as a file: Python puts this directory on the path, no
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import typer
+
+from speed.parts import Part, breakdown, part
 
 Library = Literal["native", "dqn_adapters.sb3", "stable_baselines3"]
 Execution = Literal["eager", "compiled"]
@@ -73,6 +75,11 @@ class Outcome:
 class Model:
     """A model of one of the libraries, past its warm-up."""
 
+    train: Callable[[int], object]
+    parts: Sequence[Part]
+    learner: Any
+    replay: Any
+
     def __init__(self, case: Case, device: str) -> None:
         from speed.configurations import IMAGES, LARGE
         from speed.environments import Images, one
@@ -96,7 +103,6 @@ class Model:
 
     def _make_native(self, case: Case, env: Any, device: str) -> None:
         from dqn_adapters import DQNAgent
-        from speed.parts import part
 
         agent = DQNAgent(env, self.config, seed=0, device=device, execution=case.execution)
         self.learner, self.replay = agent.learner, agent.replay
@@ -116,7 +122,6 @@ class Model:
 
         from dqn_adapters.benchmark.levelling import sb3_adapter_arguments, sb3_arguments
         from speed.configurations import HORIZON
-        from speed.parts import part
 
         ours = case.library != "stable_baselines3"
         arguments = (sb3_adapter_arguments if ours else sb3_arguments)(self.config, HORIZON)
@@ -159,8 +164,6 @@ def cases(networks: tuple[str, ...] = NETWORKS) -> Iterator[Case]:
 def measure(case: Case, device: str, steps: int, updates: int) -> Outcome:
     """Check and measure one case."""
     import torch
-
-    from speed.parts import breakdown
 
     checked = 0 if case.library == "stable_baselines3" else updates
     difference = _difference(case, device, checked) if checked else 0.0
