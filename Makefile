@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # Every torch run in the tests is small: one thread each is faster and repeatable.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup test test-slow lint bench clean
+.PHONY: help setup test test-slow lint bench speed clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,5 +33,9 @@ bench: setup  ## train the quick suite and write its report
 	$(BIN)/dqn-bench run quick
 	$(BIN)/dqn-bench report quick
 
+speed: setup  ## training throughput beside the libraries' own DQN: leave the machine alone meanwhile
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[sbx]'
+	$(BIN)/python benchmarks/speed --json benchmarks/results/speed.json
+
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) build dist results reports *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) benchmarks/speed/.venvs build dist results reports *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -447,64 +447,6 @@ def memory(
     out.print(table)
 
 
-@app.command()
-def speed(
-    only: Annotated[
-        str | None, typer.Option("--only", metavar="NAME", help="Only the row of this name.")
-    ] = None,
-    seconds: Annotated[
-        float | None,
-        typer.Option("--seconds", metavar="S", min=0.1, help="How long a row is measured, about."),
-    ] = None,
-    json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the rows to this file.")
-    ] = None,
-) -> None:
-    """Measure training throughput against the libraries' own DQN, side by side.
-
-    Both do the same work, which is asserted, in turns within one process; a ratio is the median
-    over the turns with its 95 % interval. Leave the machine alone meanwhile: the whole table takes
-    about ten minutes.
-    """
-    from dqn_adapters.benchmark import speed as speed_
-
-    try:
-        rows = speed_.ROWS if only is None else (speed_.find(only),)
-    except ValueError as error:
-        _fail(str(error))
-    if json is not None and not json.absolute().parent.is_dir():
-        _fail(f"--json {json}: there is no directory {json.parent}")
-    results: list[speed_.Result] = []
-    left_out: list[str] = []
-    failures: list[str] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
-        task = progress.add_task("", total=len(rows))
-        for row in rows:
-            progress.update(task, description=row.name)
-            try:
-                results.append(speed_.measure(row, seconds or speed_.SECONDS))
-            except ImportError as error:
-                left_out.append(f"{row.name} is left out: {error}")
-            except RuntimeError as error:
-                failures.append(str(error))
-            if json is not None and results:
-                speed_.write_json(json, results)
-            progress.advance(task)
-    out.print(*speed_.tables(results), sep="\n")
-    for line in left_out:
-        out.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
-    for line in failures:
-        err.print(f"[red]error:[/] {escape(line)}", soft_wrap=True)
-    if failures:
-        raise typer.Exit(FAILED_RUNS)
-    if not results:
-        raise typer.Exit(BAD_INPUT)
-    if only is None:
-        once = speed_.compile_seconds()
-        out.print(f"Compiling the kernel takes {once:.0f} s, once on a machine; not counted.")
-
-
 class _Display:
     """Live bars on a terminal, a line per finished run elsewhere."""
 
