@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from dqn_adapters.files import replacing
 
 FORMAT = "dqn_adapters"
 VERSION = 1
@@ -38,27 +40,29 @@ def save(path: str | Path, kind: str, state: Mapping[str, Any]) -> Path:
     Args:
         path: The file; its folder is made.
         kind: What is saved, checked by `load`.
-        state: The state; anything else in it raises `TypeError`.
+        state: The state; anything else in it is refused.
 
     Returns:
         The path.
+
+    Raises:
+        TypeError: the state holds something else.
+        OSError: the file cannot be written, as on a full disk; what was there stays.
     """
     path = Path(path)
     tensors: dict[str, torch.Tensor] = {}
     skeleton = _flatten(state, tensors, "")
     header = {"format": FORMAT, "version": str(VERSION), "kind": kind}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        header["state"] = json.dumps(skeleton)
-        header["checksums"] = json.dumps(_checksums(header["state"], tensors))
-        save_file(tensors, temporary, header)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    header["state"] = json.dumps(skeleton)
+    header["checksums"] = json.dumps(_checksums(header["state"], tensors))
+    with replacing(path) as written:
+        try:
+            save_file(tensors, written, header)
+        except SafetensorError as error:
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
     return path
 
 
@@ -144,9 +148,3 @@ def _checksums(state: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, int
         for name, tensor in tensors.items()
     }
     return {**sums, "": zlib.crc32(state.encode())}
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -34,7 +34,6 @@ from rich.table import Column, Table
 from scipy import stats
 
 from dqn_adapters.benchmark.executor import ONE_THREAD, execute
-from dqn_adapters.benchmark.files import replacing
 from dqn_adapters.benchmark.levelling import (
     sb3_adapter_arguments,
     sb3_arguments,
@@ -45,6 +44,7 @@ from dqn_adapters.benchmark.provenance import usable_cores
 from dqn_adapters.benchmark.spec import EnvironmentSpec, EvaluationSpec, RunSpec
 from dqn_adapters.benchmark.store import Store
 from dqn_adapters.config import DQNConfig
+from dqn_adapters.files import replacing_text
 
 SECONDS = 30.0
 """How long a row is measured, about, beside what it takes to start and to warm up."""
@@ -742,7 +742,7 @@ def compile_seconds() -> float:
 
 def write_json(path: Path, results: Sequence[Result]) -> None:
     """Write the results as a list of rows; the file is written beside and renamed."""
-    with replacing(path) as file:
+    with replacing_text(path) as file:
         file.write(json.dumps([asdict(result) for result in results], indent=2) + "\n")
 
 

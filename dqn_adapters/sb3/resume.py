@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import pickle
 import random
 import tempfile
@@ -23,6 +22,7 @@ from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from dqn_adapters import checkpoint
+from dqn_adapters.files import replacing
 from dqn_adapters.sb3.buffers import CoreReplayBuffer
 from dqn_adapters.sb3.vector_env import VectorEnvAdapter
 
@@ -53,19 +53,17 @@ def save_full(model: DQN, path: Any, save_model: Callable[[Any], None]) -> None:
     if isinstance(path, str | Path):
         target = Path(path)
         target = target if target.suffix else target.with_suffix(".zip")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-            written = Path(folder, "model.zip")
+        with replacing(target) as written:
             written.write_bytes(archive.getvalue())
-            _append(model, written, Path(folder))
-            os.replace(written, target)
+            _append(model, written, written.with_name("replay"))
     else:
         with tempfile.TemporaryDirectory() as folder:
-            _append(model, archive, Path(folder))
+            _append(model, archive, Path(folder, "replay"))
         path.write(archive.getvalue())
 
 
-def _append(model: DQN, archive: Any, folder: Path) -> None:
+def _append(model: DQN, archive: Any, replay: Path) -> None:
+    """Add to a zip what it lacks; the replay buffer goes through the file `replay`."""
     buffer = model.replay_buffer
     rest = {"random": _random_states(model), **_episode(model)}
     if not isinstance(buffer, CoreReplayBuffer):
@@ -73,7 +71,8 @@ def _append(model: DQN, archive: Any, folder: Path) -> None:
     with zipfile.ZipFile(archive, "a") as file:
         if isinstance(buffer, CoreReplayBuffer):
             state = {"pos": buffer.pos, "full": buffer.full, "core": buffer.replay.state_dict()}
-            file.write(checkpoint.save(folder / "replay", "replay", state), _REPLAY)
+            file.write(checkpoint.save(replay, "replay", state), _REPLAY)
+            replay.unlink()
         file.writestr(_REST, _dumps(rest, []))
 
 
