@@ -6,11 +6,12 @@ state (numbers, names, configuration) is JSON in the header of the file.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +94,36 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if json.loads(header["checksums"]) != _checksums(header["state"], tensors):
                 raise ValueError("its contents do not have the checksums they were written with")
+            for name, tensor in tensors.items():
+                if tensor.dtype == torch.bool and (tensor.view(torch.uint8) > 1).any():
+                    raise ValueError(f"{name[1:]} holds bytes that are neither False nor True")
             state = _unflatten(json.loads(header["state"]), tensors)
+            if not isinstance(state, dict):
+                raise ValueError("its state is not a mapping")
     except CheckpointError:
         raise
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error
-    assert isinstance(state, dict)
     return state
+
+
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Within the block, what is wrong with the content of a file is an error that names it.
+
+    Raises:
+        CheckpointError: for all that a value of another kind than expected can lead to.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (
+        *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError),
+        *(RuntimeError, TypeError, ValueError),
+    ) as error:
+        missing = " is missing" if isinstance(error, KeyError) else ""
+        raise CheckpointError(f"{path} does not fit: {error}{missing}") from error
 
 
 def _flatten(value: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:
