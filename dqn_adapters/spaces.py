@@ -167,7 +167,7 @@ def _tensor(array: NDArray[Any]) -> torch.Tensor:
 def _array(values: Any) -> NDArray[Any]:
     if not isinstance(values, torch.Tensor | np.ndarray):
         raise TypeError(f"{values!r} is not an array")
-    return np.array(values)
+    return values.numpy(force=True) if isinstance(values, torch.Tensor) else values
 
 
 def _whole(value: Any) -> int:

@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import nn
 
-from dqn_adapters.config import checked_int, rejected
+from dqn_adapters.config import DQNConfig, checked_int, rejected
+from dqn_adapters.networks import QNetwork
+
+_ROW = 21
+"""Bytes of a transition in a replay buffer beside its observations."""
 
 _LARGEST = 2**62  # sums of two counts are still numbers of 64 bits
 
@@ -256,3 +262,39 @@ def _entries(optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
         return dict(probe.state[parameter])
     except Exception:  # an optimizer of a user's may need anything
         return None
+
+
+def check_q_net(
+    name: str,
+    saved: Any,
+    observation_space: spaces.Space[Any],
+    num_actions: int,
+    config: DQNConfig,
+) -> None:
+    """Raise unless a saved state is of the `QNetwork` of a configuration.
+
+    No memory is taken for the network: its sizes, too, come from the file.
+    """
+    with torch.device("meta"):
+        network = QNetwork(
+            observation_space, num_actions, config.hidden_sizes, dueling=config.dueling
+        )
+    check_tensors(name, saved, network.state_dict())
+
+
+def check_memory(config: DQNConfig, space: spaces.Space[Any]) -> None:
+    """Raise unless the replay buffer that a saved configuration asks for has room in memory."""
+    parts = space.values() if isinstance(space, spaces.Dict) else [space]
+    sizes = (math.prod(part.shape or ()) * np.dtype(part.dtype).itemsize for part in parts)
+    # s and s' of every row; of stacks, every frame once.
+    observations = sum(sizes) * (2 if config.frame_stack is None else 1 / config.frame_stack)
+    needed = config.buffer_size * (observations + _ROW)
+    try:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # a system that does not tell
+        return
+    if needed > there:
+        raise ValueError(
+            f"config.buffer_size={config.buffer_size} needs {needed / 2**30:.0f} GiB of memory, "
+            f"and here are {there / 2**30:.0f}: pass a config= with fewer"
+        )
