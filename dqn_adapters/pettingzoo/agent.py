@@ -503,7 +503,7 @@ class MultiAgentDQN:
         with checkpoint.reading(path):
             _check_state(state)
             configs = _configs_from_state(stored.check_mapping("configs", state["configs"]))
-            if network is None:
+            if network is None and not state.get("own_network", False):
                 for policy in state["policies"]:
                     _check_policy(policy, configs if config is None else config, config is None)
         check_network_was_given(state.get("own_network", False), network)
