@@ -31,7 +31,7 @@ from dqn_adapters.config import DQNConfig
 from dqn_adapters.environments import ObservationView, as_masks, check_action_space
 from dqn_adapters.exploration import check_action_masks
 from dqn_adapters.finite import NonFiniteError, check_finite
-from dqn_adapters.networks import DuelingHead, Encoder, QNetwork, seeded_initialization
+from dqn_adapters.networks import DuelingHead, QNetwork, seeded_initialization
 from dqn_adapters.spaces import from_state, in_saved_order, to_state
 from dqn_adapters.targets import greedy_actions
 from dqn_adapters.transition import map_arrays, to_tensor, to_tensors
@@ -417,12 +417,12 @@ class _Saved:
         for weights in self._weights:
             net = _make(self.observation_space, self.action_space, self.config)
             net.load_state_dict(weights)
-            moves, values = _moves(net, self.observation_space, space), list(net.parameters())
+            moves, values = stored.moves(net, self.observation_space, space), list(net.parameters())
             if moves is not None:
                 net = _make(space, self.action_space, self.config)
                 with torch.no_grad():
                     for mine, (number, columns) in zip(net.parameters(), moves, strict=True):
-                        mine.copy_(_picked(values[number], columns))
+                        mine.copy_(stored.picked(values[number], columns))
             networks.append(net)
         return networks
 
@@ -450,12 +450,12 @@ class _Saved:
                 f"optimiser is {kind}: pass optimizer=False to begin it anew"
             )
         net = _make(self.observation_space, self.action_space, self.config)
-        moves = _moves(net, self.observation_space, space)
+        moves = stored.moves(net, self.observation_space, space)
         try:
             saved = stored.check_mapping("optimizer", self.optimizer["state"], ("state",))
             if moves is not None:
                 entries = stored.check_mapping("optimizer.state", saved["state"])
-                saved = {**saved, "state": _reordered(entries, moves)}
+                saved = {**saved, "state": stored.reordered(entries, moves)}
             return stored.optimizer_state("optimizer", saved, optimizer, options=False)
         except ValueError as error:
             raise ValueError(
@@ -467,54 +467,3 @@ _STATE = (
     *("observation_space", "action_space", "hidden_sizes", "dueling"),
     *("q_net", "target_net", "optimizer", "config", "counts"),
 )
-
-_Moves = list[tuple[int, torch.Tensor | None]]
-"""For every parameter which one it was, and which columns its columns were (None: the same)."""
-
-
-def _moves(net: QNetwork, saved: spaces.Space[Any], wanted: spaces.Space[Any]) -> _Moves | None:
-    """Where the parameters of a `QNetwork` over one space go in one over the same space with its
-    keys in another order; None: the order is the same."""
-    if not isinstance(saved, spaces.Dict) or not isinstance(wanted, spaces.Dict):
-        return None
-    if list(saved.spaces) == list(wanted.spaces):
-        return None
-    numbers: dict[str, range] = {}
-    columns: dict[str, range] = {}
-    number = column = 0
-    for key, part in saved.spaces.items():
-        with torch.device("meta"):
-            encoder = Encoder(part)
-        count = len(list(encoder.parameters()))
-        numbers[key], columns[key] = (
-            range(number, number + count),
-            range(column, column + encoder.size),
-        )
-        number, column = number + count, column + encoder.size
-    first = net.head[0]
-    reading = [first.value[0], first.advantage[0]] if isinstance(first, DuelingHead) else [first]
-    order = torch.tensor([i for key in wanted.spaces for i in columns[key]])
-    moves: _Moves = [(i, None) for key in wanted.spaces for i in numbers[key]]
-    for i, parameter in enumerate(net.parameters()):
-        if i >= number:
-            reads = any(parameter is layer.weight for layer in reading)
-            moves.append((i, order if reads else None))
-    return moves
-
-
-def _picked(value: Any, columns: torch.Tensor | None) -> Any:
-    """The columns of a weight, or of what an optimizer remembers of one."""
-    if columns is None or not isinstance(value, torch.Tensor) or value.ndim != 2:
-        return value
-    return value[:, columns.to(value.device)]
-
-
-def _reordered(entries: dict[Any, Any], moves: _Moves) -> dict[int, Any]:
-    return {
-        i: {
-            key: _picked(value, columns)
-            for key, value in stored.check_mapping("optimizer.state", entries[number]).items()
-        }
-        for i, (number, columns) in enumerate(moves)
-        if number in entries
-    }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dqn_adapters.config import DQNConfig, checked_int, rejected
-from dqn_adapters.networks import QNetwork
+from dqn_adapters.networks import DuelingHead, Encoder, QNetwork
 
 _ROW = 21
 """Bytes of a transition in a replay buffer beside its observations."""
@@ -91,6 +92,28 @@ def check_generator(name: str, value: Any, generator: np.random.Generator) -> di
     if not same:
         raise ValueError(f"{name} is not the state of a random generator")
     return check_mapping(name, value)
+
+
+def check_random_state(name: str, value: Any) -> dict[str, Any]:
+    """The value, a state of a `RandomState` over a Mersenne twister, as a dictionary."""
+    check_mapping(name, value, ("bit_generator", "state", "has_gauss", "gauss"))
+    state = check_mapping(f"{name}.state", value["state"], ("key", "pos"))
+    check_array(f"{name}.state.key", state["key"], (624,), np.uint32)
+    check_count(f"{name}.state.pos", state["pos"], high=624)
+    check_count(f"{name}.has_gauss", value["has_gauss"], high=1)
+    if value["bit_generator"] != "MT19937" or not _is_number(value["gauss"]):
+        raise ValueError(f"{name} is not the state of a random generator")
+    return value
+
+
+def check_torch_state(name: str, value: Any) -> torch.Tensor:
+    """The value, a state of torch's random generator."""
+    try:
+        torch.Generator().set_state(value)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{name} is not the state of torch's random generator: {error}") from error
+    assert isinstance(value, torch.Tensor)
+    return value
 
 
 def check_tensors(name: str, saved: Any, own: Mapping[str, Any]) -> None:
@@ -191,6 +214,23 @@ def optimizer_state(
         for key, value in entries.items():
             _check_entry(f"{where}.{key}", value, parameters[number], wanted and wanted[key])
     return copy.deepcopy({"state": state, "param_groups": taken})
+
+
+def check_like(name: str, value: Any, own: Any) -> None:
+    """Raise unless a nested value has the keys, lengths and kinds of `own`."""
+    if isinstance(own, dict) and not isinstance(own, Counter):
+        check_mapping(name, value, own)
+        if value.keys() != own.keys():
+            raise ValueError(f"{name} has {sorted(value)}, and must have {sorted(own)}")
+        for key in own:
+            check_like(f"{name}.{key}", value[key], own[key])
+    elif isinstance(own, list | tuple):
+        if not isinstance(value, list | tuple) or len(value) != len(own):
+            raise rejected(name, value, f"a list of {len(own)}")
+        for i, (theirs, mine) in enumerate(zip(value, own, strict=True)):
+            check_like(f"{name}[{i}]", theirs, mine)
+    elif value != own:
+        _check_option(name, value, own)
 
 
 def _check_option(name: str, value: Any, own: Any) -> None:
@@ -298,3 +338,56 @@ def check_memory(config: DQNConfig, space: spaces.Space[Any]) -> None:
             f"config.buffer_size={config.buffer_size} needs {needed / 2**30:.0f} GiB of memory, "
             f"and here are {there / 2**30:.0f}: pass a config= with fewer"
         )
+
+
+Moves = list[tuple[int, torch.Tensor | None]]
+"""For every parameter which one it was, and which columns its columns were (None: the same)."""
+
+
+def moves(net: QNetwork, saved: spaces.Space[Any], wanted: spaces.Space[Any]) -> Moves | None:
+    """Where the parameters of a `QNetwork` over one space go in one over the same space with its
+    keys in another order; None: the order is the same."""
+    if not isinstance(saved, spaces.Dict) or not isinstance(wanted, spaces.Dict):
+        return None
+    if list(saved.spaces) == list(wanted.spaces):
+        return None
+    numbers: dict[str, range] = {}
+    columns: dict[str, range] = {}
+    number = column = 0
+    for key, part in saved.spaces.items():
+        with torch.device("meta"):
+            encoder = Encoder(part)
+        count = len(list(encoder.parameters()))
+        numbers[key], columns[key] = (
+            range(number, number + count),
+            range(column, column + encoder.size),
+        )
+        number, column = number + count, column + encoder.size
+    first = net.head[0]
+    reading = [first.value[0], first.advantage[0]] if isinstance(first, DuelingHead) else [first]
+    order = torch.tensor([i for key in wanted.spaces for i in columns[key]])
+    moves: Moves = [(i, None) for key in wanted.spaces for i in numbers[key]]
+    for i, parameter in enumerate(net.parameters()):
+        if i >= number:
+            reads = any(parameter is layer.weight for layer in reading)
+            moves.append((i, order if reads else None))
+    return moves
+
+
+def picked(value: Any, columns: torch.Tensor | None) -> Any:
+    """The columns of a weight, or of what an optimizer remembers of one."""
+    if columns is None or not isinstance(value, torch.Tensor) or value.ndim != 2:
+        return value
+    return value[:, columns.to(value.device)]
+
+
+def reordered(entries: dict[Any, Any], moves: Moves) -> dict[int, Any]:
+    """What an optimizer remembers, by the number of the parameter, after such moves."""
+    return {
+        i: {
+            key: picked(value, columns)
+            for key, value in check_mapping("optimizer.state", entries[number]).items()
+        }
+        for i, (number, columns) in enumerate(moves)
+        if number in entries
+    }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar, Unpack
 
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from tianshou.algorithm.algorithm_base import OffPolicyAlgorithm
 from tianshou.algorithm.modelfree.dqn import DiscreteQLearningPolicy
@@ -18,7 +19,8 @@ from tianshou.trainer import OffPolicyTrainerParams
 from tianshou.utils.lagged_network import EvalModeModuleWrapper
 from tianshou.utils.torch_utils import torch_device
 
-from dqn_adapters.config import DQNConfig, rejected
+from dqn_adapters import stored
+from dqn_adapters.config import DQNConfig, checked_float, rejected
 from dqn_adapters.execution import Execution
 from dqn_adapters.exploration import (
     beta_schedule,
@@ -28,6 +30,7 @@ from dqn_adapters.exploration import (
 from dqn_adapters.learner import DQNLearner, mean_metrics
 from dqn_adapters.networks import DuelingHead
 from dqn_adapters.replay import n_step_returns
+from dqn_adapters.spaces import from_state, in_saved_order, to_state
 from dqn_adapters.tianshou.batches import TransitionMemory, fields_of, to_transition
 from dqn_adapters.tianshou.buffers import (
     _Buffer,
@@ -36,7 +39,7 @@ from dqn_adapters.tianshou.buffers import (
     next_of,
     set_beta,
 )
-from dqn_adapters.tianshou.networks import as_mlp
+from dqn_adapters.tianshou.networks import QNet, as_mlp
 from dqn_adapters.tianshou.options import SCHEDULE, Options, config_from_options
 from dqn_adapters.tianshou.policy import DQNPolicy
 from dqn_adapters.tianshou.trainer import DQNTrainer
@@ -326,7 +329,18 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
             "eps_inference": policy.eps_inference,
             "lr_schedulers": [scheduler.state_dict() for scheduler in self.lr_schedulers],
             "random_state": policy.random_state if isinstance(policy, DQNPolicy) else None,
+            **self._spaces(),
         }
+
+    def _spaces(self) -> dict[str, Any]:
+        """Descriptions of the spaces; None where the policy does not know its observations, or
+        they are of a kind that only a model of the user's own knows."""
+        space = seen_space(self.policy)
+        try:
+            seen = None if space is None else to_state(space)
+        except ValueError:
+            seen = None
+        return {"observation_space": seen, "action_space": to_state(self.policy.action_space)}
 
     def set_extra_state(self, state: Any) -> None:
         """Restore what `get_extra_state` gave."""
@@ -349,10 +363,20 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
         are.
 
         Raises:
-            ValueError: entries are missing or too many, or a tensor has another shape; nothing is
-                changed then.
+            ValueError: entries are missing or too many, a tensor has another shape, or the spaces
+                are others; nothing is changed then.
         """
-        state: Any = copy.deepcopy(state_dict)
+        state = self.fitted_state(state_dict, strict)
+        return super().load_state_dict(state, strict=strict, assign=assign)
+
+    def fitted_state(self, state_dict: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
+        """A copy of a state that is checked, with the model's weights in the order in which this
+        model reads the keys of a Dict.
+
+        Raises:
+            ValueError: it cannot be loaded.
+        """
+        state: dict[str, Any] = copy.deepcopy(dict(state_dict))
         state.setdefault("_extra_state", self.get_extra_state())
         own = self.state_dict()  # type: ignore[no-untyped-call]
         odd = set(own) ^ set(state)
@@ -361,12 +385,85 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
                 f"the state does not fit a DQN with variant={self.config.variant!r}: "
                 f"{', '.join(sorted(odd))} are in one and not in the other"
             )
+        optimizers = state.get(self._STATE_DICT_KEY_OPTIMIZERS, [])
+        self._check_extra_state(state["_extra_state"])
+        moves = self._moves(state["_extra_state"])
+        if moves is not None:
+            names = [name for name, _ in self.policy.model.named_parameters()]
+            for prefix in ("policy.model.", "model_old.module."):
+                values = [state.get(prefix + name) for name in names]
+                for name, (number, columns) in zip(names, moves, strict=True):
+                    if prefix + name in state:
+                        state[prefix + name] = stored.picked(values[number], columns)
+            for saved in optimizers:
+                saved["state"] = stored.reordered(saved["state"], moves)
         for name, value in own.items():
             if isinstance(value, torch.Tensor) and name in state:
-                shapes = [tuple(tensor.shape) for tensor in (state[name], value)]
-                if shapes[0] != shapes[1]:
-                    raise ValueError(f"{name} of the state has shape {shapes[0]}, not {shapes[1]}")
-        return super().load_state_dict(state, strict=strict, assign=assign)
+                stored.check_tensors("the state", {name: state[name]}, {name: value})
+        if len(optimizers) == len(self._optimizers):
+            for i, optimizer in enumerate(self._optimizers):
+                optimizers[i] = stored.optimizer_state(
+                    f"_optimizers[{i}]", optimizers[i], optimizer._optim
+                )
+        elif strict:
+            raise ValueError(f"_optimizers of the state must be {len(self._optimizers)}")
+        return state
+
+    def _check_extra_state(self, state: Any) -> None:
+        """Raise `ValueError` unless `set_extra_state` can restore the state."""
+        own = self.get_extra_state()
+        spaces = "observation_space", "action_space"  # states of earlier versions have none
+        stored.check_mapping("_extra_state", state, own.keys() - set(spaces))
+        counts = stored.check_mapping("counts", state["counts"], self.learner.counts)
+        for unit in self.learner.counts:
+            stored.check_count(f"counts.{unit}", counts[unit])
+        for name in _LENGTHS:
+            if state[name] is not None:
+                stored.check_count(name, state[name])
+        for name in ("eps_training", "eps_inference"):
+            checked_float(name, state[name], high=1.0)
+        schedulers = own["lr_schedulers"]
+        stored.check_like("lr_schedulers", state["lr_schedulers"], schedulers)
+        streams = state["random_state"]
+        if isinstance(self.policy, DQNPolicy) and streams is not None:
+            generators = self.policy._generators
+            if not isinstance(streams, list) or len(streams) != len(generators):
+                raise rejected("random_state", streams, f"{len(generators)} states")
+            for stream, generator in zip(streams, generators, strict=True):
+                stored.check_generator("random_state", stream, generator)
+
+    def _moves(self, state: Mapping[str, Any]) -> stored.Moves | None:
+        """Where the saved weights go, whose model read the keys of a Dict in another order.
+
+        Raises:
+            ValueError: the spaces are others, or the model is none whose weights can be told apart.
+        """
+        space, model = seen_space(self.policy), self.policy.model
+        if "action_space" in state:
+            in_saved_order(
+                from_state(state["action_space"]), self.policy.action_space, "action_space"
+            )
+        if space is None or state.get("observation_space") is None:
+            return None
+        saved = from_state(state["observation_space"])
+        if in_saved_order(saved, space, "observation_space") is space:
+            return None
+        if isinstance(model, QNet):
+            return stored.moves(model.network, saved, space)
+        raise ValueError(
+            f"observation_space had its keys in the order {list(saved)}, and has them in that of "  # type: ignore[call-overload]
+            f"{list(space)}: only the weights of a QNet can be put into another order"  # type: ignore[call-overload]
+        )
+
+
+def seen_space(policy: Any) -> spaces.Space[Any] | None:
+    """What the network of a policy sees of the observations; None if it is not known."""
+    known = (
+        getattr(policy.model, "observation_space", None),
+        getattr(policy, "seen_space", None),
+        policy.observation_space,
+    )
+    return next((space for space in known if isinstance(space, spaces.Space)), None)
 
 
 def _q_values(model: torch.nn.Module, observations: Observations) -> torch.Tensor:
