@@ -260,8 +260,12 @@ def _parts(source: Any) -> _Parts:
         )
     elif hasattr(policy, "model") and hasattr(policy, "set_eps_training"):  # Tianshou
         model = policy.model
-        space = getattr(policy, "seen_space", None) or policy.observation_space
-        space = getattr(model, "observation_space", None) or space
+        known = (
+            getattr(model, "observation_space", None),
+            getattr(policy, "seen_space", None),
+            policy.observation_space,
+        )
+        space = next((space for space in known if isinstance(space, spaces.Space)), None)
         if space is None:
             raise ValueError(
                 "the policy does not know its observations: pass observation_space= to DQNPolicy"

@@ -367,17 +367,27 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
                 are others; nothing is changed then.
         """
         state = self.fitted_state(state_dict, strict)
+        self._read_in_order(self._saved_order(state["_extra_state"]))
         return super().load_state_dict(state, strict=strict, assign=assign)
 
     def fitted_state(self, state_dict: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
-        """A copy of a state that is checked, with the model's weights in the order in which this
-        model reads the keys of a Dict.
+        """A copy of a state that is checked, and that `load_state_dict` loads.
 
         Raises:
             ValueError: it cannot be loaded.
         """
         state: dict[str, Any] = copy.deepcopy(dict(state_dict))
         state.setdefault("_extra_state", self.get_extra_state())
+        self._check_extra_state(state["_extra_state"])
+        before = seen_space(self.policy)
+        self._read_in_order(self._saved_order(state["_extra_state"]))
+        try:
+            self._check_tensors(state, strict)
+        finally:
+            self._read_in_order(before)
+        return state
+
+    def _check_tensors(self, state: dict[str, Any], strict: bool) -> None:
         own = self.state_dict()  # type: ignore[no-untyped-call]
         odd = set(own) ^ set(state)
         if strict and odd:
@@ -386,17 +396,6 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
                 f"{', '.join(sorted(odd))} are in one and not in the other"
             )
         optimizers = state.get(self._STATE_DICT_KEY_OPTIMIZERS, [])
-        self._check_extra_state(state["_extra_state"])
-        moves = self._moves(state["_extra_state"])
-        if moves is not None:
-            names = [name for name, _ in self.policy.model.named_parameters()]
-            for prefix in ("policy.model.", "model_old.module."):
-                values = [state.get(prefix + name) for name in names]
-                for name, (number, columns) in zip(names, moves, strict=True):
-                    if prefix + name in state:
-                        state[prefix + name] = stored.picked(values[number], columns)
-            for saved in optimizers:
-                saved["state"] = stored.reordered(saved["state"], moves)
         for name, value in own.items():
             if isinstance(value, torch.Tensor) and name in state:
                 stored.check_tensors("the state", {name: state[name]}, {name: value})
@@ -407,7 +406,6 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
                 )
         elif strict:
             raise ValueError(f"_optimizers of the state must be {len(self._optimizers)}")
-        return state
 
     def _check_extra_state(self, state: Any) -> None:
         """Raise `ValueError` unless `set_extra_state` can restore the state."""
@@ -432,11 +430,12 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
             for stream, generator in zip(streams, generators, strict=True):
                 stored.check_generator("random_state", stream, generator)
 
-    def _moves(self, state: Mapping[str, Any]) -> stored.Moves | None:
-        """Where the saved weights go, whose model read the keys of a Dict in another order.
+    def _saved_order(self, state: Mapping[str, Any]) -> spaces.Space[Any] | None:
+        """What the network sees, with its keys in the order in which the saved one read them; None
+        if that is not known.
 
         Raises:
-            ValueError: the spaces are others, or the model is none whose weights can be told apart.
+            ValueError: the spaces are others, or the model cannot read them in another order.
         """
         space, model = seen_space(self.policy), self.policy.model
         if "action_space" in state:
@@ -444,16 +443,26 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
                 from_state(state["action_space"]), self.policy.action_space, "action_space"
             )
         if space is None or state.get("observation_space") is None:
-            return None
-        saved = from_state(state["observation_space"])
-        if in_saved_order(saved, space, "observation_space") is space:
-            return None
-        if isinstance(model, QNet):
-            return stored.moves(model.network, saved, space)
-        raise ValueError(
-            f"observation_space had its keys in the order {list(saved)}, and has them in that of "  # type: ignore[call-overload]
-            f"{list(space)}: only the weights of a QNet can be put into another order"  # type: ignore[call-overload]
-        )
+            return space
+        ordered = in_saved_order(from_state(state["observation_space"]), space, "observation_space")
+        if ordered is not space and not isinstance(model, QNet):
+            raise ValueError(
+                f"observation_space was {ordered}, and is {space}: only a QNet can read its keys "
+                "in another order"
+            )
+        return ordered
+
+    def _read_in_order(self, space: spaces.Space[Any] | None) -> None:
+        """Let the networks read the keys of a Dict in the order of the space."""
+        model = self.policy.model
+        if not isinstance(model, QNet) or space is None or space is model.observation_space:
+            return
+        for network in dict.fromkeys((self.learner.q_net, self.learner.target_net)):
+            assert isinstance(network, QNet)
+            network.read_in_order(space)
+        places = {parameter: i for i, parameter in enumerate(model.parameters())}
+        for group in self.learner.optimizer.param_groups:  # a file knows them by their places
+            group["params"].sort(key=lambda parameter: places.get(parameter, len(places)))
 
 
 def seen_space(policy: Any) -> spaces.Space[Any] | None:
