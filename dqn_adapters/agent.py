@@ -16,9 +16,10 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from numpy.typing import ArrayLike, NDArray
 
-from dqn_adapters import checkpoint
-from dqn_adapters.config import DQNConfig, checked_int
-from dqn_adapters.environments import Masks, as_masks, make_stepper
+from dqn_adapters import checkpoint, stored
+from dqn_adapters import spaces as spaces_of
+from dqn_adapters.config import DQNConfig, checked_int, rejected
+from dqn_adapters.environments import Masks, as_masks, check_action_space, make_stepper
 from dqn_adapters.compute import Execution, as_stack
 from dqn_adapters.exploration import (
     LinearSchedule,
@@ -112,12 +113,7 @@ class DQNAgent:
             network, self.observation_space, int(self.action_space.n), config, net_seed
         )
         self._own_network = network is not None
-        self.learner = DQNLearner(
-            q_net.to(self.device),
-            config,
-            execution=execution,
-            as_stack=partial(as_stack, space=self.observation_space),
-        )
+        self.learner = self._make_learner(q_net, execution)
         self.replay = ReplayBuffer.from_config(
             config,
             self.observation_space,
@@ -132,6 +128,14 @@ class DQNAgent:
         self._episode_returns = [0.0] * self._stepper.num_envs
         self._episode_lengths = [0] * self._stepper.num_envs
         self._started = False  # whether the next step continues what is stored
+
+    def _make_learner(self, q_net: torch.nn.Module, execution: Execution) -> DQNLearner:
+        return DQNLearner(
+            q_net.to(self.device),
+            self.config,
+            execution=execution,
+            as_stack=partial(as_stack, space=self.observation_space),
+        )
 
     @property
     def q_net(self) -> torch.nn.Module:
@@ -326,9 +330,15 @@ class DQNAgent:
 
         Returns:
             The path.
+
+        Raises:
+            ValueError: a file cannot hold the observation space.
+            OSError: the file cannot be written.
         """
         state = {
             "config": self.config.to_dict(),
+            "observation_space": spaces_of.to_state(self.observation_space),
+            "action_space": spaces_of.to_state(self.action_space),
             "own_network": self._own_network,
             "learner": self.learner.state_dict(),
             "num_timesteps": self.num_timesteps,
@@ -347,6 +357,8 @@ class DQNAgent:
         path: str | Path,
         env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | str,
         *,
+        config: DQNConfig | None = None,
+        replay: bool = True,
         network: Network | None = None,
         device: torch.device | str = "auto",
         execution: Execution = "auto",
@@ -355,38 +367,104 @@ class DQNAgent:
         """Open what `save` wrote, over an environment with the same spaces, with the function that
         made its network if there was one.
 
+        The number of environments may be another one; keys of a Dict may be in another order, they
+        are told apart by their names.
+
+        Args:
+            path: The file.
+            env: As in the constructor. Its spaces must mean the same as the saved ones.
+            config: Other hyper-parameters to go on with. The network's layers must be the saved
+                ones, and with `replay` the kind and the size of the replay buffer. A schedule whose
+                length is not in the config keeps the length of the training it was fixed for.
+            replay: Take over the stored transitions, if the file has any.
+            network: The function that made the network, if there was one.
+            device: As in the constructor.
+            execution: Likewise.
+
         Raises:
             FileNotFoundError: there is no such file.
-            CheckpointError: the file is not an agent of ours, is damaged, or is newer.
-            ValueError: the environment's spaces do not fit the saved networks, or `network` is
-                missing, or is too much.
+            CheckpointError: the file is not an agent of ours, is damaged, is newer, or its content
+                does not fit.
+            ValueError: the environment's spaces are not the saved ones, or `network` is missing, or
+                is too much.
         """
         state = checkpoint.load(path, "agent")
-        check_network_was_given(state.get("own_network", False), network)
+        saved_spaces: dict[str, spaces.Space[Any]] = {}
+        with checkpoint.reading(path):
+            stored.check_mapping("", state, _STATE)
+            made_by_user = stored.check_bool("own_network", state.get("own_network", False))
+            saved_config = DQNConfig.from_dict(stored.check_mapping("config", state["config"]))
+            if "observation_space" in state:  # files of earlier versions have none
+                for name in ("observation_space", "action_space"):
+                    saved_spaces[name] = spaces_of.from_state(state[name])
+        check_network_was_given(made_by_user, network)
+        with checkpoint.reading(path):
+            learner = stored.check_mapping("learner", state["learner"], ("q_net", "optimizer"))
+            if saved_spaces and network is None:
+                stored.check_q_net(
+                    "q_net",
+                    learner["q_net"],
+                    saved_spaces["observation_space"],
+                    int(check_action_space(saved_spaces["action_space"]).n),
+                    config or saved_config,
+                )
+            if saved_spaces and config is None:
+                stored.check_memory(saved_config, saved_spaces["observation_space"])
         agent = cls(
             env,
-            DQNConfig.from_dict(state["config"]),
+            config or saved_config,
             network=network,
             device=device,
             execution=execution,
             check_observations=check_observations,
         )
-        try:
-            agent.learner.load_state_dict(state["learner"])
-        except RuntimeError as error:
-            raise ValueError(f"{path} does not fit the spaces of {env}: {error}") from error
-        agent.num_timesteps = state["num_timesteps"]
-        if state["schedules"] is not None:
-            epsilon_steps, beta_steps = state["schedules"]
-            agent._schedule = dataclasses.replace(
-                epsilon_schedule(agent.config, 1), steps=epsilon_steps
-            )
-            agent._beta = dataclasses.replace(beta_schedule(agent.config, 1), steps=beta_steps)
-        agent._generator.bit_generator.state = state["generator"]
-        agent._env_generator.bit_generator.state = state["env_generator"]
-        if state["replay"] is not None:
-            agent.replay.load_state_dict(state["replay"])
+        if saved_spaces:
+            agent._adopt(saved_spaces, network, execution, path)
+        with checkpoint.reading(path):
+            agent._load(state, saved_config, replay=replay, changed=config is not None)
         return agent
+
+    def _adopt(
+        self,
+        saved: dict[str, spaces.Space[Any]],
+        network: Network | None,
+        execution: Execution,
+        path: str | Path,
+    ) -> None:
+        """Compare the spaces, and have a network that reads the keys in the saved order."""
+        given = {"observation_space": self.observation_space, "action_space": self.action_space}
+        try:
+            ordered = [
+                spaces_of.in_saved_order(saved[name], space, name) for name, space in given.items()
+            ]
+        except ValueError as error:
+            raise ValueError(f"{path} does not fit the environment: {error}") from error
+        if ordered[0] is self.observation_space:
+            return
+        self.observation_space = self._stepper.view.space = ordered[0]
+        seeds = np.random.SeedSequence(0)  # of weights that are loaded over
+        q_net = make_q_net(network, ordered[0], int(self.action_space.n), self.config, seeds)
+        self.learner = self._make_learner(q_net, execution)
+
+    def _load(
+        self, state: dict[str, Any], saved: DQNConfig, *, replay: bool, changed: bool
+    ) -> None:
+        learner_state = state["learner"]
+        if changed:
+            learner_state = learner_state_for(self.learner, learner_state)
+        self.learner.load_state_dict(learner_state)
+        self.num_timesteps = stored.check_count("num_timesteps", state["num_timesteps"])
+        if state["schedules"] is not None:
+            self._schedule, self._beta = _schedules(state["schedules"], saved, self.config)
+        streams = {"generator": self._generator, "env_generator": self._env_generator}
+        for name, generator in streams.items():
+            value = stored.check_generator(name, state[name], generator)
+            generator.bit_generator.state = value
+        if state["replay"] is not None and replay:
+            try:
+                self.replay.load_state_dict(state["replay"], int(self.action_space.n))
+            except ValueError as error:
+                raise ValueError(f"{error} (replay=False opens it without the buffer)") from error
 
 
 def resolve_device(device: torch.device | str) -> torch.device:
@@ -397,6 +475,42 @@ def resolve_device(device: torch.device | str) -> torch.device:
         return torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device={device!r} is not accepted: {error}") from error
+
+
+def _schedules(
+    steps: Any, saved: DQNConfig, config: DQNConfig
+) -> tuple[LinearSchedule, LinearSchedule]:
+    """The schedules of epsilon and beta, whose saved lengths were fixed under another config."""
+    if not isinstance(steps, list | tuple) or len(steps) != 2:
+        raise rejected("schedules", steps, "two lengths")
+    epsilon, beta = (stored.check_count("schedules", length) for length in steps)
+    if saved.exploration_steps is None and saved.exploration_fraction > 0:
+        epsilon = round(epsilon * config.exploration_fraction / saved.exploration_fraction)
+    schedules = epsilon_schedule(config, 1), beta_schedule(config, 1)
+    if config.exploration_steps is None or config.exploration_steps == saved.exploration_steps:
+        schedules = dataclasses.replace(schedules[0], steps=epsilon), schedules[1]
+    if config.priority_beta_steps is None or (
+        config.priority_beta_steps == saved.priority_beta_steps
+    ):
+        schedules = schedules[0], dataclasses.replace(schedules[1], steps=beta)
+    return schedules
+
+
+def learner_state_for(learner: DQNLearner, state: dict[str, Any]) -> dict[str, Any]:
+    """A saved learner's state for a learner of another configuration: with or without a target
+    network as its variant has one, and with the optimizer's own learning rate and other options."""
+    taken = {key: value for key, value in state.items() if key != "target_net"}
+    if learner.target_net is not learner.q_net:
+        taken["target_net"] = state.get("target_net", state["q_net"])
+    own = learner.optimizer.state_dict()["param_groups"]
+    taken["optimizer"] = {**state["optimizer"], "param_groups": own}
+    return taken
+
+
+_STATE = (
+    *("config", "learner", "num_timesteps", "schedules", "generator", "env_generator", "replay"),
+)
+"""What every saved agent has."""
 
 
 def _with_progress(steps: Iterator[TrainingStep], total: int) -> Iterator[TrainingStep]:

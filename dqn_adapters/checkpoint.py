@@ -6,11 +6,12 @@ state (numbers, names, configuration) is JSON in the header of the file.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import tempfile
+import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from dqn_adapters.files import replacing
 
 FORMAT = "dqn_adapters"
 VERSION = 1
@@ -38,27 +41,29 @@ def save(path: str | Path, kind: str, state: Mapping[str, Any]) -> Path:
     Args:
         path: The file; its folder is made.
         kind: What is saved, checked by `load`.
-        state: The state; anything else in it raises `TypeError`.
+        state: The state; anything else in it is refused.
 
     Returns:
         The path.
+
+    Raises:
+        TypeError: the state holds something else.
+        OSError: the file cannot be written, as on a full disk; what was there stays.
     """
     path = Path(path)
     tensors: dict[str, torch.Tensor] = {}
     skeleton = _flatten(state, tensors, "")
     header = {"format": FORMAT, "version": str(VERSION), "kind": kind}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        header["state"] = json.dumps(skeleton)
-        header["checksums"] = json.dumps(_checksums(header["state"], tensors))
-        save_file(tensors, temporary, header)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    header["state"] = json.dumps(skeleton)
+    header["checksums"] = json.dumps(_checksums(header["state"], tensors))
+    with replacing(path) as written:
+        try:
+            save_file(tensors, written, header)
+        except SafetensorError as error:
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
     return path
 
 
@@ -89,13 +94,36 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if json.loads(header["checksums"]) != _checksums(header["state"], tensors):
                 raise ValueError("its contents do not have the checksums they were written with")
+            for name, tensor in tensors.items():
+                if tensor.dtype == torch.bool and (tensor.view(torch.uint8) > 1).any():
+                    raise ValueError(f"{name[1:]} holds bytes that are neither False nor True")
             state = _unflatten(json.loads(header["state"]), tensors)
+            if not isinstance(state, dict):
+                raise ValueError("its state is not a mapping")
     except CheckpointError:
         raise
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error
-    assert isinstance(state, dict)
     return state
+
+
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Within the block, what is wrong with the content of a file is an error that names it.
+
+    Raises:
+        CheckpointError: for all that a value of another kind than expected can lead to.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (
+        *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError),
+        *(RuntimeError, TypeError, ValueError),
+    ) as error:
+        missing = " is missing" if isinstance(error, KeyError) else ""
+        raise CheckpointError(f"{path} does not fit: {error}{missing}") from error
 
 
 def _flatten(value: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:
@@ -144,9 +172,3 @@ def _checksums(state: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, int
         for name, tensor in tensors.items()
     }
     return {**sums, "": zlib.crc32(state.encode())}
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

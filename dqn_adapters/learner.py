@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from dqn_adapters import stored
 from dqn_adapters.compute import AsStack, Compute, Execution, as_stack
 from dqn_adapters.compute.eager import Eager, QFunction, TDLoss, td_loss
 from dqn_adapters.compute.seen import METRICS, UpdateMetrics, mean_metrics
@@ -268,20 +269,32 @@ class DQNLearner:
 
         Raises:
             ValueError: the state is of a learner with a target network and this one has none,
-                or the other way round, or an entry is missing.
+                or the other way round, or an entry is missing; or a name, a shape, a dtype or a
+                count in it does not fit. The learner is then unchanged.
         """
-        wanted = set(self.state_dict())
-        if wanted != set(state):
+        own = self.state_dict()
+        if own.keys() != state.keys():
             raise ValueError(
                 f"the state has the entries {sorted(state)}; a learner with "
-                f"variant={self.config.variant!r} needs {sorted(wanted)}"
+                f"variant={self.config.variant!r} needs {sorted(own)}"
             )
-        self.q_net.load_state_dict(state["q_net"])
-        if self.target_net is not self.q_net:
-            self.target_net.load_state_dict(state["target_net"])
-        # A copy: torch's optimisers go on working in the very tensors that they are given.
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        self.counts.update(state["counts"])
+        networks = {"q_net": self.q_net, "target_net": self.target_net}
+        networks = {name: network for name, network in networks.items() if name in own}
+        for name in networks:
+            stored.check_tensors(name, state[name], own[name])
+        optimizer = stored.optimizer_state("optimizer", state["optimizer"], self.optimizer)
+        counts = stored.check_mapping("counts", state["counts"], self.counts)
+        checked = {unit: stored.check_count(f"counts.{unit}", counts[unit]) for unit in self.counts}
+        before = own["q_net"] if len(networks) == 1 else copy.deepcopy(own["q_net"])
+        stored.load_module("q_net", self.q_net, state["q_net"])
+        if "target_net" in networks:
+            try:
+                stored.load_module("target_net", self.target_net, state["target_net"])
+            except ValueError:
+                self.q_net.load_state_dict(before)
+                raise
+        self.optimizer.load_state_dict(optimizer)
+        self.counts.update(checked)
 
     def _online_next(self, observations: Observations) -> torch.Tensor:
         # s' is evaluated as the target network evaluates it: no dropout, and no batch statistics

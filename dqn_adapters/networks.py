@@ -164,6 +164,15 @@ class Encoder(nn.Module):
         """The convolutions, if observations are images and go through nothing else."""
         return self.convolutions[0] if len(self._functions) == len(self.convolutions) == 1 else None
 
+    def read_in_order(self, keys: Sequence[str]) -> None:
+        """Concatenate the parts of a Dict in another order of its keys; parameters, too, are then
+        in the order of an `Encoder` that was made so."""
+        self._functions = {key: self._functions[key] for key in keys}
+        functions = list(self._functions.values())
+        self.convolutions = nn.ModuleList(
+            function for function in functions if isinstance(function, nn.Module)
+        )
+
     def forward(self, observations: Observations) -> torch.Tensor:
         """Map observations `(B, ...)` to features `(B, size)`."""
         parts = observations if isinstance(observations, dict) else {"": observations}

@@ -25,14 +25,14 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from dqn_adapters import checkpoint
+from dqn_adapters import checkpoint, stored
 from dqn_adapters.agent import resolve_device
-from dqn_adapters.checkpoint import CheckpointError
 from dqn_adapters.config import DQNConfig
-from dqn_adapters.environments import ObservationView, as_masks
+from dqn_adapters.environments import ObservationView, as_masks, check_action_space
 from dqn_adapters.exploration import check_action_masks
 from dqn_adapters.finite import NonFiniteError, check_finite
 from dqn_adapters.networks import DuelingHead, QNetwork, seeded_initialization
+from dqn_adapters.spaces import from_state, in_saved_order, to_state
 from dqn_adapters.targets import greedy_actions
 from dqn_adapters.transition import map_arrays, to_tensor, to_tensors
 
@@ -130,14 +130,16 @@ def save_policy(source: Any, path: str | Path, *, optimizer: bool = True) -> Pat
     Raises:
         TypeError: `source` is none of these.
         ValueError: its network computes something else than a `QNetwork` over its observation
-            space, so its Q-values would not be the same elsewhere; the message says what to do.
+            space, so its Q-values would not be the same elsewhere; the message says what to do. Or
+            a file cannot hold the space.
+        OSError: the file cannot be written.
     """
     parts = _parts(source)
     q_net = _as_core(parts)
     space, actions = parts.observation_space, parts.action_space
     state: dict[str, Any] = {
-        "observation_space": _space_to_dict(space),
-        "action_space": _space_to_dict(actions),
+        "observation_space": to_state(space),
+        "action_space": to_state(actions),
         "hidden_sizes": _hidden_sizes(q_net),
         "dueling": any(isinstance(module, DuelingHead) for module in q_net.modules()),
         "q_net": q_net.state_dict(),
@@ -164,16 +166,13 @@ def load_policy(path: str | Path, *, device: torch.device | str = "cpu") -> Poli
         CheckpointError: the file is not a policy of ours, is damaged, or is newer.
         ValueError: there is no such device.
     """
-    return _policy(_load(path), path, resolve_device(device))
+    return _Saved(path).policy(resolve_device(device))
 
 
 def load_config(path: str | Path) -> DQNConfig:
     """The hyper-parameters that a saved policy was trained with, its network's layers among them;
     the defaults where its library told none. Raises as `load_policy`."""
-    state = _load(path)
-    config = DQNConfig() if state["config"] is None else DQNConfig.from_dict(state["config"])
-    sizes = tuple(state["hidden_sizes"])
-    return dataclasses.replace(config, hidden_sizes=sizes, dueling=state["dueling"])
+    return _Saved(path).config
 
 
 def restore_policy(path: str | Path, target: Any, *, optimizer: bool = True) -> Any:
@@ -193,43 +192,36 @@ def restore_policy(path: str | Path, target: Any, *, optimizer: bool = True) -> 
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the file is not a policy of ours, is damaged, or is newer.
+        CheckpointError: the file is not a policy of ours, is damaged, is newer, or its content does
+            not fit together.
         ValueError: spaces, network or optimiser do not fit. In every case the target is unchanged.
     """
-    state = _load(path)
+    saved = _Saved(path)
     parts = _parts(target)
-    saved = _policy(state, path, parts.device)
-    for name in ("observation_space", "action_space"):
-        mine, theirs = getattr(saved, name), getattr(parts, name)
-        if mine != theirs:
-            raise ValueError(f"{path} has the {name} {mine}, and the target {theirs}")
+    try:
+        for name in ("observation_space", "action_space"):
+            in_saved_order(getattr(saved, name), getattr(parts, name), name)
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit the target: {error}") from error
+    space = in_saved_order(parts.observation_space, saved.observation_space, "")
+    q_net, target_net = (net.to(parts.device) for net in saved.networks(space))
     shapes = [tuple(p.shape) for p in parts.q_net.parameters()]
-    wanted = [tuple(p.shape) for p in saved.q_net.parameters()]
+    wanted = [tuple(p.shape) for p in q_net.parameters()]
     if shapes != wanted:
         raise ValueError(
-            f"{path} has a network of hidden_sizes={tuple(state['hidden_sizes'])}, "
-            f"dueling={state['dueling']}; the target's has other layers: {shapes}, not {wanted}"
+            f"{path} has a network of hidden_sizes={saved.config.hidden_sizes}, "
+            f"dueling={saved.config.dueling}; the target's has other layers: {shapes}, not {wanted}"
         )
-    _check_same(saved.q_net, _filled(copy.deepcopy(parts.q_net), saved.q_net), parts)
-    optimizing = optimizer and state["optimizer"] is not None and parts.optimizer is not None
-    if optimizing:
-        kind = type(parts.optimizer).__name__
-        if state["optimizer"]["class"] != kind:
-            raise ValueError(
-                f"{path} has the state of {state['optimizer']['class']}, and the target's "
-                f"optimiser is {kind}: pass optimizer=False to begin it anew"
-            )
-        _load_optimizer(parts.optimizer, state["optimizer"]["state"], path)
-    _filled(parts.q_net, saved.q_net)
+    _check_same(q_net, _filled(copy.deepcopy(parts.q_net), q_net), parts)
+    if optimizer and saved.optimizer is not None and parts.optimizer is not None:
+        parts.optimizer.load_state_dict(saved.optimizer_state(parts.optimizer, space))
+    _filled(parts.q_net, q_net)
     if parts.target_net is not None and parts.target_net is not parts.q_net:
-        lagged = copy.deepcopy(saved.q_net)
-        if state["target_net"] is not None:
-            lagged.load_state_dict(state["target_net"])
-        _filled(parts.target_net, lagged)
-    if parts.counts is not None and state["counts"] is not None:
-        parts.counts.update(state["counts"])
+        _filled(parts.target_net, target_net)
+    if parts.counts is not None and saved.counts is not None:
+        parts.counts.update(saved.counts)
         if hasattr(target, "num_timesteps"):
-            target.num_timesteps = state["counts"]["steps"]
+            target.num_timesteps = saved.counts["steps"]
     return target
 
 
@@ -268,8 +260,12 @@ def _parts(source: Any) -> _Parts:
         )
     elif hasattr(policy, "model") and hasattr(policy, "set_eps_training"):  # Tianshou
         model = policy.model
-        space = getattr(policy, "seen_space", None) or policy.observation_space
-        space = getattr(model, "observation_space", None) or space
+        known = (
+            getattr(model, "observation_space", None),
+            getattr(policy, "seen_space", None),
+            policy.observation_space,
+        )
+        space = next((space for space in known if isinstance(space, spaces.Space)), None)
         if space is None:
             raise ValueError(
                 "the policy does not know its observations: pass observation_space= to DQNPolicy"
@@ -301,20 +297,6 @@ def _parts(source: Any) -> _Parts:
     return parts
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], path: Any) -> None:
-    """Load what it has learned of the gradients; its options (learning rate, ...) stay its own."""
-    own = optimizer.state_dict()["param_groups"]
-    for mine, theirs in zip(own, state["param_groups"], strict=True):
-        for name in ("amsgrad", "centered", "momentum"):  # these decide what there is to learn
-            if bool(mine.get(name)) != bool(theirs.get(name)):
-                raise ValueError(
-                    f"{path} has the state of an optimiser with {name}={theirs.get(name)!r}, and "
-                    f"the target's has {mine.get(name)!r}: pass optimizer=False to begin it anew"
-                )
-    # A copy: torch's optimisers go on working in the very tensors that they are given.
-    optimizer.load_state_dict({"state": copy.deepcopy(state["state"]), "param_groups": own})
-
-
 def _as_core(parts: _Parts) -> QNetwork:
     """The network as a `QNetwork` that computes the same, bit for bit."""
     net = parts.q_net
@@ -326,7 +308,8 @@ def _as_core(parts: _Parts) -> QNetwork:
     if dueling and len(weights) == 2:
         sizes = []
     try:
-        core = _make(parts.observation_space, parts.action_space, sizes, dueling)
+        config = DQNConfig(hidden_sizes=tuple(sizes), dueling=dueling)
+        core = _make(parts.observation_space, parts.action_space, config)
         _filled(core.to(parts.device), net)
         _check_same(core, net, parts)
     except (ValueError, RuntimeError, TypeError) as error:
@@ -341,11 +324,15 @@ def _as_core(parts: _Parts) -> QNetwork:
 def _make(
     observation_space: spaces.Space[Any],
     action_space: spaces.Discrete,
-    hidden_sizes: Any,
-    dueling: bool,
+    config: DQNConfig,
 ) -> QNetwork:
     with seeded_initialization(0):
-        return QNetwork(observation_space, int(action_space.n), hidden_sizes, dueling=dueling)
+        return QNetwork(
+            observation_space,
+            int(action_space.n),
+            config.hidden_sizes,
+            dueling=config.dueling,
+        )
 
 
 def _hidden_sizes(net: QNetwork) -> list[int]:
@@ -390,54 +377,97 @@ def _check_same(core: QNetwork, net: nn.Module, parts: _Parts) -> None:
         net.train(training)
 
 
-def _load(path: str | Path) -> dict[str, Any]:
-    return checkpoint.load(path, KIND)
+class _Saved:
+    """What a file of `save_policy` holds, checked.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is not a policy of ours, is damaged, is newer, or its content does not
+            fit together.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+        state = checkpoint.load(path, KIND)
+        with checkpoint.reading(path):
+            stored.check_mapping("", state, _STATE)
+            self.observation_space = from_state(state["observation_space"])
+            self.action_space = check_action_space(from_state(state["action_space"]))
+            ObservationView(self.observation_space, int(self.action_space.n))
+            known = {} if state["config"] is None else state["config"]
+            self.config = dataclasses.replace(
+                DQNConfig.from_dict(stored.check_mapping("config", known)),
+                hidden_sizes=state["hidden_sizes"],
+                dueling=stored.check_bool("dueling", state["dueling"]),
+            )
+            self._weights = [state["q_net"], state["target_net"]]
+            if state["target_net"] is None:
+                self._weights[1] = state["q_net"]
+            num_actions = int(self.action_space.n)
+            for name, weights in zip(("q_net", "target_net"), self._weights, strict=True):
+                stored.check_q_net(name, weights, self.observation_space, num_actions, self.config)
+            self.counts = state["counts"]
+            if self.counts is not None:
+                units = ("steps", "episodes", "updates")
+                counts = stored.check_mapping("counts", self.counts, units)
+                self.counts = {u: stored.check_count(f"counts.{u}", counts[u]) for u in units}
+            self.optimizer = state["optimizer"]
+            if self.optimizer is not None:
+                stored.check_mapping("optimizer", self.optimizer, ("class", "state"))
+
+    def networks(self, space: spaces.Space[Any]) -> list[QNetwork]:
+        """The network and the target network, over the saved space with its keys in any order."""
+        networks = []
+        for weights in self._weights:
+            net = _make(self.observation_space, self.action_space, self.config)
+            net.load_state_dict(weights)
+            moves, values = stored.moves(net, self.observation_space, space), list(net.parameters())
+            if moves is not None:
+                net = _make(space, self.action_space, self.config)
+                with torch.no_grad():
+                    for mine, (number, columns) in zip(net.parameters(), moves, strict=True):
+                        mine.copy_(stored.picked(values[number], columns))
+            networks.append(net)
+        return networks
+
+    def policy(self, device: torch.device) -> Policy:
+        """The policy on a device, or `ValueError` if there is no such device."""
+        net = self.networks(self.observation_space)[0]
+        try:
+            return Policy(net.to(device), self.observation_space, self.action_space)
+        except (AssertionError, RuntimeError) as error:  # a torch or a machine without it
+            raise ValueError(f"device={str(device)!r} is not accepted: {error}") from error
+
+    def optimizer_state(
+        self, optimizer: torch.optim.Optimizer, space: spaces.Space[Any]
+    ) -> dict[str, Any]:
+        """What the saved optimizer learned of the gradients, for one over the parameters of
+        `networks(space)`; its options (learning rate, ...) stay its own.
+
+        Raises:
+            ValueError: it is another kind of optimizer, or the state does not fit.
+        """
+        kind = type(optimizer).__name__
+        if self.optimizer["class"] != kind:
+            raise ValueError(
+                f"{self.path} has the state of {self.optimizer['class']}, and the target's "
+                f"optimiser is {kind}: pass optimizer=False to begin it anew"
+            )
+        net = _make(self.observation_space, self.action_space, self.config)
+        moves = stored.moves(net, self.observation_space, space)
+        try:
+            saved = stored.check_mapping("optimizer", self.optimizer["state"], ("state",))
+            if moves is not None:
+                entries = stored.check_mapping("optimizer.state", saved["state"])
+                saved = {**saved, "state": stored.reordered(entries, moves)}
+            return stored.optimizer_state("optimizer", saved, optimizer, options=False)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.path} does not fit: {error}; pass optimizer=False to begin it anew"
+            ) from error
 
 
-def _policy(
-    state: Mapping[str, Any], path: str | Path, device: torch.device | str = "cpu"
-) -> Policy:
-    try:
-        space = _space_from_dict(state["observation_space"])
-        actions = _space_from_dict(state["action_space"])
-        if not isinstance(actions, spaces.Discrete):
-            raise ValueError(f"the action space is {actions}")
-        q_net = _make(space, actions, state["hidden_sizes"], state["dueling"])
-        q_net.load_state_dict(state["q_net"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not hold a whole policy: {error}") from error
-    try:
-        return Policy(q_net.to(device), space, actions)
-    except (AssertionError, RuntimeError) as error:  # a torch without it, a machine without it
-        raise ValueError(f"device={str(device)!r} is not accepted: {error}") from error
-
-
-def _space_to_dict(space: spaces.Space[Any]) -> dict[str, Any]:
-    name = type(space).__name__
-    if isinstance(space, spaces.Dict):
-        return {"type": name, "spaces": {k: _space_to_dict(v) for k, v in space.items()}}
-    if isinstance(space, spaces.Box):
-        return {"type": name, "low": space.low, "high": space.high, "dtype": str(space.dtype)}
-    if isinstance(space, spaces.Discrete):
-        return {"type": name, "n": int(space.n), "start": int(space.start)}
-    if isinstance(space, spaces.MultiDiscrete):
-        return {"type": name, "nvec": space.nvec, "start": space.start, "dtype": str(space.dtype)}
-    if isinstance(space, spaces.MultiBinary):
-        return {"type": name, "n": space.n}
-    raise ValueError(f"the space {space} cannot be saved")
-
-
-def _space_from_dict(state: Mapping[str, Any]) -> spaces.Space[Any]:
-    match state["type"]:
-        case "Dict":
-            return spaces.Dict({k: _space_from_dict(v) for k, v in state["spaces"].items()})
-        case "Box":
-            return spaces.Box(state["low"], state["high"], dtype=np.dtype(state["dtype"]).type)
-        case "Discrete":
-            return spaces.Discrete(state["n"], start=state["start"])
-        case "MultiDiscrete":
-            dtype = np.dtype(state["dtype"]).type
-            return spaces.MultiDiscrete(state["nvec"], dtype=dtype, start=state["start"])
-        case "MultiBinary":
-            return spaces.MultiBinary(state["n"])
-    raise ValueError(f"the space {state['type']!r} is unknown")
+_STATE = (
+    *("observation_space", "action_space", "hidden_sizes", "dueling"),
+    *("q_net", "target_net", "optimizer", "config", "counts"),
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from dqn_adapters.benchmark.files import replacing
+from dqn_adapters.files import replacing_text
 
 _PROGRESS = "progress.json"
 _LOCK = "lock"
@@ -109,7 +110,7 @@ class Checkpoints:
         self.directory.mkdir(parents=True, exist_ok=True)
         agent = self.directory / f"agent-{timestep}"
         write(agent)
-        with replacing(self.directory / _PROGRESS) as file:
+        with replacing_text(self.directory / _PROGRESS) as file:
             json.dump({**progress, "agent": agent.name}, file, allow_nan=False)
         self._keep(agent)
 
@@ -123,4 +124,7 @@ class Checkpoints:
     def _keep(self, agent: Path) -> None:
         for path in self.directory.iterdir():
             if path.name not in (_LOCK, _PROGRESS, agent.name):
-                path.unlink(missing_ok=True)
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)

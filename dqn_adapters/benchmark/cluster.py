@@ -33,6 +33,7 @@ from dqn_adapters.benchmark.executor import (
 from dqn_adapters.benchmark.provenance import versions
 from dqn_adapters.benchmark.spec import RunSpec
 from dqn_adapters.benchmark.store import Failure, RunResult, Store
+from dqn_adapters.files import PARTIAL
 
 _POLL_SECONDS = 0.5
 _CONNECT_SECONDS = 5.0
@@ -124,7 +125,7 @@ def _check_reachable(address: str | None) -> None:
 def _marker(store: Store) -> Iterator[Store]:
     """A directory in the store that workers can look for; `Store.prepare` knows its name."""
     path = store.path.absolute()
-    marker = path / f".partial-{uuid.uuid4().hex}-{os.getpid()}"
+    marker = path / f"{PARTIAL}{uuid.uuid4().hex}-{os.getpid()}"
     marker.mkdir(parents=True)
     try:
         yield Store(path, marker.name)

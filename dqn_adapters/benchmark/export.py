@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from dqn_adapters._extras import require
-from dqn_adapters.benchmark.files import replacing
 from dqn_adapters.benchmark.recorder import Episode, Evaluation, ValueCheck
 from dqn_adapters.benchmark.spec import RunSpec, in_a_path
 from dqn_adapters.benchmark.store import ForeignRunError, RunResult, Store
 from dqn_adapters.benchmark.suite import Suite
+from dqn_adapters.files import replacing_text
 
 RUNS = "runs.csv"
 EVALUATIONS = "evaluations.csv"
@@ -158,7 +158,7 @@ def _write(
     columns: Sequence[str],
     rows: Rows,
 ) -> Path:
-    with replacing(path) as file:
+    with replacing_text(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["environment", "system", "variant", "seed", "finished", *columns])
         for curve in found:

@@ -19,7 +19,6 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from dqn_adapters.benchmark import figures, systems
-from dqn_adapters.benchmark.files import replacing
 from dqn_adapters.benchmark.levelling import (
     Row,
     by_environment,
@@ -51,6 +50,7 @@ from dqn_adapters.benchmark.statistics import (
 from dqn_adapters.benchmark.store import Failure, ForeignRunError, RunResult, Store
 from dqn_adapters.benchmark.suite import Published, Suite, SuiteEnvironment
 from dqn_adapters.config import VARIANTS
+from dqn_adapters.files import replacing_text
 
 FAMILIES = {
     "native": "Native agent",
@@ -1564,5 +1564,5 @@ def _render(template: str, report: Report, *, autoescape: bool) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    with replacing(path) as file:
+    with replacing_text(path) as file:
         file.write(text)

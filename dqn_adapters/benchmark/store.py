@@ -26,11 +26,9 @@ from typing import Any
 import psutil
 
 from dqn_adapters.benchmark.checkpoints import Checkpoints
-from dqn_adapters.benchmark.files import replacing
 from dqn_adapters.benchmark.recorder import Episode, Evaluation
 from dqn_adapters.benchmark.spec import RunSpec
-
-_PARTIAL = ".partial-"
+from dqn_adapters.files import PARTIAL, replacing_text, sync
 
 
 @dataclass(frozen=True)
@@ -159,13 +157,15 @@ class Store:
 
     @contextmanager
     def _arriving(self, run: RunSpec) -> Iterator[Path]:
-        partial = self.path / f"{_PARTIAL}{run.name}-{os.getpid()}"
+        partial = self.path / f"{PARTIAL}{run.name}-{os.getpid()}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
             yield partial
             try:
+                sync(partial)
                 partial.rename(self.path / run.name)
+                sync(self.path)
             except OSError:
                 if not self.has(run):
                     raise
@@ -240,7 +240,7 @@ class Store:
             "reason": failure.reason,
             "details": failure.details,
         }
-        with replacing(path) as file:
+        with replacing_text(path) as file:
             file.write(_json(values, indent=2))
 
     def failure(self, run: RunSpec) -> Failure | None:
@@ -293,7 +293,7 @@ class Store:
         finished runs that they had no time to remove; what living ones write stays."""
         for name in self.names():
             self._forget(name)
-        for partial in self.path.glob(f"{_PARTIAL}*-*"):
+        for partial in self.path.glob(f"{PARTIAL}*-*"):
             process = partial.name.rpartition("-")[2]
             if process.isdecimal() and not psutil.pid_exists(int(process)):
                 shutil.rmtree(partial, ignore_errors=True)
@@ -330,7 +330,5 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _write(path: Path, content: str | bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())  # a rename must not reach the disk before the content
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    sync(path)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from dqn_adapters import checkpoint
+from dqn_adapters import checkpoint, stored
 from dqn_adapters.agent import resolve_device
-from dqn_adapters.config import DQNConfig, checked_int
-from dqn_adapters.environments import Masks
+from dqn_adapters.config import DQNConfig, checked_int, rejected
+from dqn_adapters.environments import Masks, ObservationView, check_action_space
 from dqn_adapters.compute import Execution
 from dqn_adapters.exploration import check_action_masks
 from dqn_adapters.finite import as_reward, moment
@@ -30,7 +30,7 @@ from dqn_adapters.pettingzoo.groups import (
     name_of,
 )
 from dqn_adapters.pettingzoo.matches import play
-from dqn_adapters.pettingzoo.spaces import from_state
+from dqn_adapters.spaces import difference, from_state
 from dqn_adapters.transition import Arrays
 
 
@@ -488,6 +488,8 @@ class MultiAgentDQN:
         path: str | Path,
         env: AnyEnv,
         *,
+        config: DQNConfig | Mapping[str, DQNConfig] | None = None,
+        replay: bool = True,
         policy_groups: PolicyGroups | None = None,
         network: Network | None = None,
         device: torch.device | str = "auto",
@@ -498,7 +500,10 @@ class MultiAgentDQN:
 
         Args:
             path: The file.
-            env: The environment to go on in.
+            env: The environment to go on in. Keys of a Dict may be in another order.
+            config: Other hyper-parameters to go on with, as in the constructor. The networks'
+                layers must be the saved ones, and with `replay` kinds and sizes of the buffers.
+            replay: Take over the stored transitions, if the file has any.
             policy_groups: The function that assigned groups, if it was one; groups that were given
                 as lists are in the file.
             network: The function that made the networks, if there was one.
@@ -508,10 +513,17 @@ class MultiAgentDQN:
 
         Raises:
             FileNotFoundError: there is no such file.
-            CheckpointError: the file is not one of ours, is damaged, or is newer.
+            CheckpointError: the file is not one of ours, is damaged, is newer, or its content does
+                not fit.
             ValueError: the environment's agents or spaces do not fit, or a function is missing.
         """
         state = checkpoint.load(path, "pettingzoo")
+        with checkpoint.reading(path):
+            _check_state(state)
+            configs = _configs_from_state(stored.check_mapping("configs", state["configs"]))
+            if network is None and not state.get("own_network", False):
+                for policy in state["policies"]:
+                    _check_policy(policy, configs if config is None else config, config is None)
         check_network_was_given(state.get("own_network", False), network)
         if (state["groups"] is None) != callable(policy_groups):
             raise ValueError(
@@ -522,42 +534,103 @@ class MultiAgentDQN:
         groups: dict[str, list[str]] = {}
         for agent, group in (state["groups"] or {}).items():
             groups.setdefault(group, []).append(agent)
-        self_play = state["self_play"]
+        with checkpoint.reading(path):
+            self_play = state["self_play"]
+            self_play = None if self_play is None else SelfPlay(**self_play)
         agent = cls(
             env,
-            _configs_from_state(state["configs"]),
+            configs if config is None else config,
             policy_groups=groups or policy_groups,
-            self_play=None if self_play is None else SelfPlay(**self_play),
+            self_play=self_play,
             network=network,
             device=device,
             execution=execution,
             check_observations=check_observations,
         )
-        agent._load(path, state)
+        agent._load(path, state, replay=replay, changed=config is not None)
         return agent
 
-    def _load(self, path: str | Path, state: Mapping[str, Any]) -> None:
+    def _load(
+        self, path: str | Path, state: Mapping[str, Any], *, replay: bool, changed: bool
+    ) -> None:
         saved = {policy["name"]: policy for policy in state["policies"]}
         for name, policy in self.policies.items():
             if name not in saved:
                 raise ValueError(f"{path} has no policy {name!r}; it has {sorted(saved)}")
-            spaces = [from_state(saved[name][k]) for k in ("observation_space", "action_space")]
-            if not policy.fits(*spaces):
-                raise ValueError(
-                    f"{path} does not fit the environment: the agents of {name!r} had the spaces "
-                    f"{spaces}, now {[policy.env_observation_space, policy.action_space]}"
+            now = policy.env_observation_space, policy.action_space
+            for key, space in zip(("observation_space", "action_space"), now, strict=True):
+                changes = difference(from_state(saved[name][key]), space, key)
+                if changes:
+                    raise ValueError(
+                        f"{path} does not fit the environment: the agents of {name!r}: {changes}"
+                    )
+        with checkpoint.reading(path):
+            self._seeds = np.random.SeedSequence(int(state["entropy"]))
+            self._seeds.spawn(1)  # the environment's
+            self.policies = {}
+            for name, policy_state in saved.items():
+                # In the saved order of keys, in which the network reads them.
+                spaces = [from_state(policy_state[k]) for k in _SPACES]
+                policy = self._make_policy(
+                    name, policy_state["group"], policy_state["agents"], *spaces
                 )
-        self._seeds = np.random.SeedSequence(int(state["entropy"]))
-        self._seeds.spawn(1)  # the environment's
-        self.policies = {}
-        for name, policy_state in saved.items():
-            spaces = [from_state(policy_state[k]) for k in ("observation_space", "action_space")]
-            policy = self._make_policy(name, policy_state["group"], policy_state["agents"], *spaces)
-            policy.load_state_dict(policy_state)
-        self._policy_of = {agent: self.policies[name] for agent, name in state["policy_of"].items()}
-        self._env_generator.bit_generator.state = state["env_generator"]
-        self.num_timesteps = state["num_timesteps"]
-        self._total = state["total_timesteps"]
+                try:
+                    policy.load_state_dict(policy_state, replay=replay, changed=changed)
+                except ValueError as error:
+                    raise ValueError(f"policy {name!r}: {error}") from error
+            self._policy_of = {
+                agent: self.policies[name] for agent, name in state["policy_of"].items()
+            }
+            self._env_generator.bit_generator.state = stored.check_generator(
+                "env_generator", state["env_generator"], self._env_generator
+            )
+            self.num_timesteps = stored.check_count("num_timesteps", state["num_timesteps"])
+            total = state["total_timesteps"]
+            self._total = None if total is None else stored.check_count("total_timesteps", total)
+
+
+_SPACES = "observation_space", "action_space"
+
+
+def _check_state(state: dict[str, Any]) -> None:
+    """Raise `ValueError` unless a saved state has all its parts, and they are of the right kind."""
+    names = ("groups", "configs", "self_play", "entropy", "policies", "policy_of", "env_generator")
+    stored.check_mapping("", state, (*names, "num_timesteps", "total_timesteps"))
+    stored.check_bool("own_network", state.get("own_network", False))
+    for name in ("groups", "policy_of"):
+        members = {} if name == "groups" and state[name] is None else state[name]
+        for agent, group in stored.check_mapping(name, members).items():
+            if not isinstance(agent, str) or not isinstance(group, str):
+                raise rejected(name, members, "a mapping from names to names")
+    if not isinstance(state["policies"], list):
+        raise rejected("policies", state["policies"], "a list")
+    for policy in state["policies"]:
+        stored.check_mapping("policies", policy, ("name", "group", "agents", "learner", *_SPACES))
+        named = [policy["name"], policy["group"], *policy["agents"]]
+        if not isinstance(policy["agents"], list) or not all(isinstance(n, str) for n in named):
+            raise rejected("agents", policy["agents"], "a list of names")
+    known = [policy["name"] for policy in state["policies"]]
+    if len(set(known)) < len(known):
+        raise rejected("policies", known, "different names")
+    for agent, name in state["policy_of"].items():
+        if name not in known:
+            raise ValueError(f"policy_of.{agent} is {name!r}; the policies are {known}")
+
+
+def _check_policy(
+    policy: dict[str, Any], configs: DQNConfig | Mapping[str, DQNConfig], saved: bool
+) -> None:
+    """Raise `ValueError` unless a policy's network is that of its configuration and its spaces."""
+    config = configs if isinstance(configs, DQNConfig) else configs.get(policy["group"])
+    if config is None:
+        raise ValueError(f"there is no config for the group {policy['group']!r}")
+    action_space = check_action_space(from_state(policy["action_space"]))
+    view = ObservationView(from_state(policy["observation_space"]), int(action_space.n))
+    learner = stored.check_mapping("learner", policy["learner"], ("q_net",))
+    name = f"policy {policy['name']!r}: q_net"
+    stored.check_q_net(name, learner["q_net"], view.space, int(action_space.n), config)
+    if saved:
+        stored.check_memory(config, view.space)
 
 
 def _see(

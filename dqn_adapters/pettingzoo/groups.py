@@ -13,6 +13,8 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from dqn_adapters import stored
+from dqn_adapters.agent import learner_state_for
 from dqn_adapters.config import DQNConfig, checked_float, checked_int
 from dqn_adapters.environments import (
     MASK,
@@ -26,9 +28,9 @@ from dqn_adapters.exploration import beta_schedule, epsilon_greedy, epsilon_sche
 from dqn_adapters.finite import check_finite
 from dqn_adapters.learner import DQNLearner, UpdateMetrics
 from dqn_adapters.networks import Network, make_q_net
-from dqn_adapters.pettingzoo.spaces import to_state
 from dqn_adapters.replay import ReplayBuffer
 from dqn_adapters.replay.storage import check_shape
+from dqn_adapters.spaces import difference, to_state
 from dqn_adapters.targets import greedy_actions
 from dqn_adapters.transition import Arrays, EnvStep, map_arrays, to_tensor, to_tensors
 
@@ -200,7 +202,7 @@ class GroupPolicy:
         """Whether agents of these spaces can belong to the group."""
         known = self.env_observation_space, self.action_space
         given = observation_space, action_space
-        return all(a is b or a == b for a, b in zip(known, given, strict=True))
+        return all(a is b or not difference(a, b) for a, b in zip(known, given, strict=True))
 
     def see(self, agent: Any, observation: Any, action_mask: Any) -> tuple[Arrays, Masks | None]:
         """What the network sees of an agent's observation, copied, and its mask `(A,)`.
@@ -352,16 +354,36 @@ class GroupPolicy:
             "replay": self.replay.state_dict() if replay else None,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave, at the start of an episode."""
-        self.learner.load_state_dict(state["learner"])
-        self._generator.bit_generator.state = state["generator"]
+    def load_state_dict(
+        self, state: Mapping[str, Any], *, replay: bool = True, changed: bool = False
+    ) -> None:
+        """Restore what `state_dict` gave, at the start of an episode.
+
+        Args:
+            state: Not changed.
+            replay: Take over the stored transitions, if there are any.
+            changed: It was saved under another configuration.
+
+        Raises:
+            ValueError: the state does not fit.
+        """
+        stored.check_mapping(self.name, state, ("learner", "generator", "pool", "agents", "replay"))
+        learner_state = stored.check_mapping("learner", state["learner"], ("q_net", "optimizer"))
+        if changed:
+            learner_state = learner_state_for(self.learner, learner_state)
+        self.learner.load_state_dict(learner_state)
+        self._generator.bit_generator.state = stored.check_generator(
+            "generator", state["generator"], self._generator
+        )
+        own = self.q_net.state_dict()
+        for i, weights in enumerate(state["pool"]):
+            stored.check_tensors(f"pool[{i}]", weights, own)
         self.pool = list(state["pool"])
         self.agents, self._streams = [], {}
         for name in state["agents"]:
             self.join(name)
-        if state["replay"] is not None:
-            self.replay.load_state_dict(state["replay"])
+        if state["replay"] is not None and replay:
+            self.replay.load_state_dict(state["replay"], self.num_actions)
             self.replay.cut()
 
 

@@ -23,10 +23,20 @@ from dqn_adapters.replay.storage import (
     Kind,
     Slots,
     Storage,
+    check_links,
     check_shape,
     check_stored,
+    row_numbers,
 )
 from dqn_adapters.replay.sum_tree import SumTree, loops
+from dqn_adapters.stored import (
+    check_array,
+    check_count,
+    check_finite_values,
+    check_generator,
+    check_mapping,
+    check_range,
+)
 from dqn_adapters.transition import (
     Arrays,
     EnvStep,
@@ -640,54 +650,81 @@ class ReplayBuffer:
             "generator": self.generator.bit_generator.state,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], num_actions: int | None = None) -> None:
         """Restore what `state_dict` gave, into a buffer made alike.
+
+        A buffer of another number of environments keeps the transitions, and begins new episodes.
+
+        Args:
+            state: The state; it is not changed.
+            num_actions: A: the stored actions must be in 0 .. A - 1. None: any number of them.
 
         Raises:
             ValueError: the stored buffer does not fit; this one is then unchanged.
         """
+        own = self.state_dict()
+        check_mapping("replay", state, own)
         if state["capacity"] != self.capacity:
             raise ValueError(
                 f"the stored buffer has the capacity {state['capacity']}, this one {self.capacity}"
             )
         if (state["tree"] is None) != (self._tree is None):
             raise ValueError("one of the buffers is prioritised, the other is not")
-        size = min(int(state["added"]), self.capacity)
-        stored = dict(state["arrays"])
+        added = check_count("added", state["added"])
+        size = min(added, self.capacity)
+        stored = check_mapping("arrays", state["arrays"])
         masks = stored.get("next_action_masks")
         arrays = dict(self._arrays)
-        if masks is not None and "next_action_masks" not in arrays:
-            arrays["next_action_masks"] = np.zeros((self.capacity, masks.shape[1]), np.bool_)
-        elif masks is None:
-            arrays.pop("next_action_masks", None)
+        arrays.pop("next_action_masks", None)
+        if masks is not None:
+            width = np.shape(masks)[-1] if num_actions is None and np.ndim(masks) else num_actions
+            arrays["next_action_masks"] = np.zeros((self.capacity, width or 1), np.bool_)
         for name, array in arrays.items():
             check_stored(name, array, stored.get(name), size)
-        check_stored("last", self._last, state.get("last"), self.num_envs)
-        self._storage.load_state_dict(state["storage"], size)
+        last = state["last"]
+        check_array("last of the stored buffer", last, (np.size(last),), np.int64)
+        check_range("last of the stored buffer", last, -1, added - 1)
+        check_range(
+            "actions of the stored buffer", stored["actions"], 0, (num_actions or 2**62) - 1
+        )
+        check_finite_values("rewards of the stored buffer", stored["rewards"])
+        numbers = row_numbers(size, added)
+        check_links(stored["successor"], numbers, stored["terminated"])
+        oldest = self._storage.check_state(state["storage"], size, added)
+        largest = checked_float("largest_priority", state["largest_priority"], open_low=True)
+        assert largest is not None
+        if self._tree is not None:
+            live = np.zeros(self.capacity, np.bool_)
+            live[:size] = numbers >= oldest
+            self._tree.check_state(state["tree"], live)
+        generator = check_generator("generator", state["generator"], self.generator)
+        self._storage.load_state_dict(state["storage"], size, added)
         for name, array in arrays.items():
             array[:size] = stored[name]
         self._arrays, self._tables = arrays, None
         self._copies.clear()
         self._reused = None
-        self._last[:] = state["last"]
-        self._added, self._adding = int(state["added"]), 0
-        self.largest_priority = float(state["largest_priority"])
+        self._last[:] = last if len(last) == self.num_envs else -1
+        self._added, self._adding = added, 0
+        self.largest_priority = largest
         if self._tree is not None:
             self._tree.load_state_dict(state["tree"])
-        self.generator.bit_generator.state = state["generator"]
+        self.generator.bit_generator.state = generator
 
     def save(self, path: str | Path) -> Path:
         """Write the buffer to a file, atomically; see `checkpoint.save`."""
         return checkpoint.save(path, "replay", self.state_dict())
 
-    def load(self, path: str | Path) -> None:
-        """Restore what `save` wrote, into a buffer made alike.
+    def load(self, path: str | Path, num_actions: int | None = None) -> None:
+        """Restore what `save` wrote, into a buffer made alike; see `load_state_dict`.
 
         Raises:
-            CheckpointError: the file is not a buffer of ours, or is damaged.
-            ValueError: it does not fit. In either case this buffer is unchanged.
+            CheckpointError: the file is not a buffer of ours, is damaged, or does not fit; this
+                buffer is then unchanged.
         """
-        self.load_state_dict(checkpoint.load(path, "replay"))
+        state = checkpoint.load(path, "replay")
+        with checkpoint.reading(path):
+            self.load_state_dict(state, num_actions)
 
 
 def _rows(values: Any, rows: Indices) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from dqn_adapters.stored import check_array, check_count, check_mapping, check_range
 from dqn_adapters.transition import Arrays, map_arrays
 
 Slots = slice | NDArray[np.int64]
@@ -72,7 +73,11 @@ class Storage(Protocol):
     def state_dict(self, size: int) -> dict[str, Any]:
         """What is stored in the first `size` slots."""
 
-    def load_state_dict(self, state: dict[str, Any], size: int) -> None:
+    def check_state(self, state: Any, size: int, added: int) -> int:
+        """Raise `ValueError` unless `load_state_dict` can restore the state of `size` slots of a
+        ring to which `added` rows were added; the number of the oldest row that is left."""
+
+    def load_state_dict(self, state: Any, size: int, added: int) -> None:
         """Restore it. Raises `ValueError` before anything is changed if it does not fit."""
 
 
@@ -154,10 +159,17 @@ class DenseStorage:
         }
         return {**stored, "oldest": self.oldest}
 
-    def load_state_dict(self, state: dict[str, Any], size: int) -> None:
+    def check_state(self, state: Any, size: int, added: int) -> int:
+        check_mapping("storage", state)
         for name, arrays in self._arrays.items():
             check_stored(name, arrays, state.get(name), size)
-        self.oldest = int(state.get("oldest", 0))
+        oldest = check_count("oldest", state.get("oldest", 0))
+        if oldest > added:
+            raise ValueError(f"oldest of the stored buffer must be at most {added}, got {oldest}")
+        return oldest
+
+    def load_state_dict(self, state: Any, size: int, added: int) -> None:
+        self.oldest = self.check_state(state, size, added)
         for name, arrays in self._arrays.items():
             map_arrays(lambda array, row: array.__setitem__(slice(size), row), arrays, state[name])
 
@@ -293,12 +305,37 @@ class FrameStorage:
             "oldest": self.oldest,
         }
 
-    def load_state_dict(self, state: dict[str, Any], size: int) -> None:
-        used = min(int(state["added"]), self._room)
+    def check_state(self, state: Any, size: int, added: int) -> int:
+        check_mapping("storage", state, ("added", "oldest", "rows"))
+        written = check_count("storage.added", state["added"])
+        oldest = check_count("storage.oldest", state["oldest"], high=added)
+        used, streams = min(written, self._room), len(self._tails)
+        tails = state.get("tails")
+        if isinstance(tails, np.ndarray) and tails.ndim and len(tails) != streams:
+            raise ValueError(
+                f"tails of the stored buffer are of {len(tails)} environments, here are {streams}; "
+                "frames of another number of environments cannot be taken over"
+            )
         check_stored("frames", self._frames, state.get("frames"), used)
         check_stored("last_row", self._last_row, state.get("last_row"), used)
-        check_stored("tails", self._tails, state.get("tails"), len(self._tails))
-        check_shape("rows of the stored buffer", state["rows"], (2, size, self._rows.shape[2]))
+        check_stored("tails", self._tails, tails, streams)
+        shape = 2, size, self._rows.shape[2]
+        rows = check_array("rows of the stored buffer", state["rows"], shape, np.int32)
+        check_range("rows of the stored buffer", rows, 0, used - 1)
+        check_range("tails of the stored buffer", state["tails"], -1, written - 1)
+        check_range("last_row of the stored buffer", state["last_row"], -1, added - 1)
+        numbers = row_numbers(size, added)
+        newest = np.full(used, -1, np.int64)
+        alive = numbers >= oldest
+        for places in rows[:, alive]:
+            np.maximum.at(newest, places, numbers[alive, None])
+        if (newest > state["last_row"]).any():
+            raise ValueError("last_row of the stored buffer must be the newest row of each frame")
+        return oldest
+
+    def load_state_dict(self, state: Any, size: int, added: int) -> None:
+        self.check_state(state, size, added)
+        used = min(int(state["added"]), self._room)
         self._frames[:used] = state["frames"]
         self._last_row[:used] = state["last_row"]
         self._rows[:, :size] = state["rows"]
@@ -345,9 +382,7 @@ def check_stored(name: str, ours: Arrays, stored: Any, size: int) -> None:
     """Raise `ValueError` unless `stored` can be copied into the first `size` rows of `ours`."""
 
     def check(array: NDArray[Any], rows: Any) -> None:
-        check_shape(f"{name} of the stored buffer", rows, (size, *array.shape[1:]))
-        if rows.dtype != array.dtype:
-            raise ValueError(f"{name} of the stored buffer must be {array.dtype}, got {rows.dtype}")
+        check_array(f"{name} of the stored buffer", rows, (size, *array.shape[1:]), array.dtype)
 
     if stored is None or isinstance(stored, dict) != isinstance(ours, dict):
         raise ValueError(f"{name} of the stored buffer are missing or of another kind")
@@ -356,6 +391,35 @@ def check_stored(name: str, ours: Arrays, stored: Any, size: int) -> None:
             f"{name} of the stored buffer must be {sorted(ours)}, got {sorted(stored)}"
         )
     map_arrays(check, ours, stored)
+
+
+def check_links(
+    successor: NDArray[np.int64], numbers: NDArray[np.int64], terminated: NDArray[np.bool_]
+) -> None:
+    """Raise `ValueError` unless every row's successor is a later row that is stored, and is that
+    of one row only; -1 is none, and a row that terminated has none.
+
+    Args:
+        successor: `(size,)`, slots.
+        numbers: `(size,)`, the numbers of the rows in the slots.
+        terminated: `(size,)`.
+    """
+    name = "successor of the stored buffer"
+    check_range(name, successor, -1, len(successor) - 1)
+    rows = np.flatnonzero(successor >= 0)
+    following = successor[rows]
+    if (numbers[following] <= numbers[rows]).any():
+        raise ValueError(f"{name} must be a later row")
+    if len(np.unique(following)) < len(following):
+        raise ValueError(f"{name} must be different for all rows")
+    if terminated[rows].any():
+        raise ValueError(f"{name} must be -1 where the episode terminated")
+
+
+def row_numbers(size: int, added: int) -> NDArray[np.int64]:
+    """The numbers of the rows in the first `size` slots, when `added` were added: `(size,)`."""
+    newest = added - 1
+    return newest - (newest - np.arange(size)) % max(size, 1)
 
 
 def _empty(capacity: int, space: spaces.Space[Any]) -> Arrays:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dqn_adapters.stored import check_array, check_finite_values, check_mapping
+
 _FAN_OUT = 64
 
 
@@ -101,9 +103,36 @@ class SumTree:
         """The values."""
         return {"values": self.nodes.ravel()[: self.capacity]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the values of a tree of the same capacity."""
-        self.set(np.arange(self.capacity), state["values"])
+    def load_state_dict(self, state: Any, live: NDArray[np.bool_] | None = None) -> None:
+        """Restore the values of a tree of the same capacity; see `check_state`."""
+        self.set(np.arange(self.capacity), self.check_state(state, live))
+
+    def check_state(self, state: Any, live: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
+        """The values in a state.
+
+        Args:
+            state: What `state_dict` of a tree of the same capacity gave.
+            live: `(capacity,)`, where a value may be more than 0. None: everywhere.
+
+        Raises:
+            ValueError: they are not finite numbers >= 0, one for each place, or they are more than
+                0 where nothing is; or all are 0 although something is stored.
+        """
+        check_mapping("tree", state, ("values",))
+        values = check_array("tree.values", state["values"], (self.capacity,), np.float64)
+        check_finite_values("tree.values", values)
+        if len(wrong := np.flatnonzero(values < 0)):
+            raise ValueError(f"tree.values must be >= 0, got {values[wrong[0]]} at {wrong[0]}")
+        with np.errstate(over="ignore"):
+            total = values.sum()
+        if not np.isfinite(total):
+            raise ValueError("tree.values must have a finite sum")
+        if live is not None:
+            if len(wrong := np.flatnonzero(values[~live])):
+                raise ValueError("tree.values must be 0 where no transition is stored")
+            if live.any() and not total > 0:
+                raise ValueError("tree.values must be more than 0 where transitions are stored")
+        return values
 
 
 def _blocks(size: int) -> int:

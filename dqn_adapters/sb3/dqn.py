@@ -151,6 +151,7 @@ class DQN(Collecting):
         self._collected, self._experienced, self._schedule_timesteps = (0, 0), None, 0
         self._use_masking, self._action_masks = None, None
         self._streams: dict[str, Any] | None = None
+        self._full = False  # whether the file that it is written to, or comes from, is full
         # Only `load` leaves the model to be set up later, with what it has read.
         self._loading = not kwargs.get("_init_setup_model", True)
         super().__init__(*args, **kwargs)
@@ -425,14 +426,14 @@ class DQN(Collecting):
                 environments. See `docs/sb3.md`. A file is then written beside and renamed.
         """
         self._settle()
-        self._streams = get_streams(self)
+        self._streams, self._full = get_streams(self), full
         try:
             if full:
                 save_full(self, path, lambda file: super(DQN, self).save(file, exclude, include))
             else:
                 super().save(path, exclude, include)
         finally:
-            self._streams = None
+            self._streams, self._full = None, False
 
     @classmethod
     def load(
@@ -445,8 +446,10 @@ class DQN(Collecting):
             env: See there. The environments of a full file are put back into the state in which
                 they were saved.
             args: See there.
-            full: None: go on exactly where a file that was saved with `full=True` was saved. False:
-                load the model alone. True: the file must be full.
+            full: None: go on exactly where a file was saved that says that it was saved with
+                `full=True`. False: load the model alone. True: the file must be full. Any file of
+                the host is read with pickle, which executes what is in it: open only files that
+                you trust.
             kwargs: See there.
 
         Raises:
@@ -455,6 +458,7 @@ class DQN(Collecting):
         model = super().load(path, env, *args, **kwargs)
         if full is not False:
             load_full(model, path, required=bool(full))
+        model._full = False
         return model
 
     def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import pickle
 import random
 import tempfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,8 @@ from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
-from dqn_adapters import checkpoint
+from dqn_adapters import checkpoint, stored
+from dqn_adapters.files import replacing
 from dqn_adapters.sb3.buffers import CoreReplayBuffer
 from dqn_adapters.sb3.vector_env import VectorEnvAdapter
 
@@ -53,19 +54,17 @@ def save_full(model: DQN, path: Any, save_model: Callable[[Any], None]) -> None:
     if isinstance(path, str | Path):
         target = Path(path)
         target = target if target.suffix else target.with_suffix(".zip")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-            written = Path(folder, "model.zip")
+        with replacing(target) as written:
             written.write_bytes(archive.getvalue())
-            _append(model, written, Path(folder))
-            os.replace(written, target)
+            _append(model, written, written.with_name("replay"))
     else:
         with tempfile.TemporaryDirectory() as folder:
-            _append(model, archive, Path(folder))
+            _append(model, archive, Path(folder, "replay"))
         path.write(archive.getvalue())
 
 
-def _append(model: DQN, archive: Any, folder: Path) -> None:
+def _append(model: DQN, archive: Any, replay: Path) -> None:
+    """Add to a zip what it lacks; the replay buffer goes through the file `replay`."""
     buffer = model.replay_buffer
     rest = {"random": _random_states(model), **_episode(model)}
     if not isinstance(buffer, CoreReplayBuffer):
@@ -73,7 +72,8 @@ def _append(model: DQN, archive: Any, folder: Path) -> None:
     with zipfile.ZipFile(archive, "a") as file:
         if isinstance(buffer, CoreReplayBuffer):
             state = {"pos": buffer.pos, "full": buffer.full, "core": buffer.replay.state_dict()}
-            file.write(checkpoint.save(folder / "replay", "replay", state), _REPLAY)
+            file.write(checkpoint.save(replay, "replay", state), _REPLAY)
+            replay.unlink()
         file.writestr(_REST, _dumps(rest, []))
 
 
@@ -81,8 +81,10 @@ def load_full(model: DQN, path: Any, *, required: bool) -> None:
     """Put a loaded model into the state in which `save_full` saved it.
 
     Raises:
-        ValueError: `required` and the file has nothing but the model; or what it has does not fit.
+        ValueError: the file says that it is full, or `required`, and a part is missing or
+            damaged; or what it has does not fit.
     """
+    says_full, model._full = model._full, False
     if not isinstance(path, str | Path):
         path.seek(0)
     with (
@@ -93,21 +95,39 @@ def load_full(model: DQN, path: Any, *, required: bool) -> None:
         if opened is not path:
             stack.enter_context(opened)
         file = stack.enter_context(zipfile.ZipFile(opened))
-        if _REST not in file.namelist():
-            if required:
-                raise ValueError(f"{path} was not saved with full=True")
-            return
-        rest = pickle.loads(file.read(_REST))
-        if _REPLAY in file.namelist():
-            state = checkpoint.load(file.extract(_REPLAY, folder), "replay")
-            buffer = model.replay_buffer
-            if not isinstance(buffer, CoreReplayBuffer):
-                raise ValueError(
-                    f"{path} holds a CoreReplayBuffer, the model has a {type(buffer).__name__}; "
-                    "load it with full=False"
+        names = file.namelist()
+        if not (says_full or required):
+            if _REST in names:
+                warnings.warn(
+                    f"{path} holds {_REST} and does not say that it was saved with full=True, as "
+                    "files of version 0.1.0 do not; it is opened without it. Pass full=True if you "
+                    "trust the file: its content is then executed",
+                    stacklevel=3,
                 )
-            buffer.replay.load_state_dict(state["core"])
-            buffer.pos, buffer.full = state["pos"], state["full"]
+            return
+        if _REST not in names:
+            if not says_full:
+                raise ValueError(f"{path} was not saved with full=True")
+            raise ValueError(
+                f"{path} is damaged: it was saved with full=True, and {_REST} is missing; "
+                "full=False opens the model alone"
+            )
+        try:
+            rest = pickle.loads(file.read(_REST))
+            if _REPLAY in names:
+                file.extract(_REPLAY, folder)
+        except (zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(
+                f"{path} is damaged: {error}; full=False opens the model alone"
+            ) from error
+        if _REPLAY in names:
+            state = checkpoint.load(Path(folder, _REPLAY), "replay")
+            with checkpoint.reading(path):
+                _load_replay(model, state)
+        elif "replay_buffer" not in rest:
+            raise ValueError(
+                f"{path} is damaged: {_REPLAY} is missing; full=False opens the model alone"
+            )
         else:
             model.replay_buffer = rest["replay_buffer"]
             model.replay_buffer.device = model.device
@@ -118,6 +138,27 @@ def load_full(model: DQN, path: Any, *, required: bool) -> None:
         if model._last_obs is None:
             buffer.truncate_last_trajectory()
     _set_random_states(model, rest["random"])
+
+
+def _load_replay(model: DQN, state: dict[str, Any]) -> None:
+    """Restore the replay buffer, or raise `ValueError` and leave it unchanged."""
+    buffer = model.replay_buffer
+    if not isinstance(buffer, CoreReplayBuffer):
+        raise ValueError(
+            f"it holds a CoreReplayBuffer, the model has a {type(buffer).__name__}; "
+            "load it with full=False"
+        )
+    stored.check_mapping("replay", state, ("pos", "full", "core"))
+    core = stored.check_mapping("replay.core", state["core"], ("last",))
+    if np.shape(core["last"]) != (buffer.n_envs,):
+        raise ValueError(
+            f"its replay buffer is of {np.size(core['last'])} environments, and here are "
+            f"{buffer.n_envs}; load it with full=False"
+        )
+    pos = stored.check_count("replay.pos", state["pos"], high=buffer.buffer_size - 1)
+    full = stored.check_bool("replay.full", state["full"])
+    buffer.replay.load_state_dict(core, int(model.action_space.n))
+    buffer.pos, buffer.full = pos, full
 
 
 def _random_states(model: DQN) -> dict[str, Any]:

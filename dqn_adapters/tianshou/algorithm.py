@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from tianshou.algorithm.algorithm_base import OffPolicyAlgorithm
 from tianshou.algorithm.modelfree.dqn import DiscreteQLearningPolicy
@@ -19,7 +20,8 @@ from tianshou.trainer import OffPolicyTrainerParams
 from tianshou.utils.lagged_network import EvalModeModuleWrapper
 from tianshou.utils.torch_utils import torch_device
 
-from dqn_adapters.config import DQNConfig, rejected
+from dqn_adapters import stored
+from dqn_adapters.config import DQNConfig, checked_float, rejected
 from dqn_adapters.compute import Execution
 from dqn_adapters.exploration import (
     beta_schedule,
@@ -29,6 +31,7 @@ from dqn_adapters.exploration import (
 from dqn_adapters.learner import DQNLearner, mean_metrics
 from dqn_adapters.networks import DuelingHead
 from dqn_adapters.replay import n_step_returns
+from dqn_adapters.spaces import from_state, in_saved_order, to_state
 from dqn_adapters.tianshou.batches import TransitionMemory, fields_of, to_transition
 from dqn_adapters.tianshou.buffers import (
     _Buffer,
@@ -37,7 +40,7 @@ from dqn_adapters.tianshou.buffers import (
     next_of,
     set_beta,
 )
-from dqn_adapters.tianshou.networks import as_stack
+from dqn_adapters.tianshou.networks import QNet, as_stack
 from dqn_adapters.tianshou.options import SCHEDULE, Options, config_from_options
 from dqn_adapters.tianshou.policy import DQNPolicy
 from dqn_adapters.tianshou.trainer import DQNTrainer
@@ -338,7 +341,18 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
             "eps_inference": policy.eps_inference,
             "lr_schedulers": [scheduler.state_dict() for scheduler in self.lr_schedulers],
             "random_state": policy.random_state if isinstance(policy, DQNPolicy) else None,
+            **self._spaces(),
         }
+
+    def _spaces(self) -> dict[str, Any]:
+        """Descriptions of the spaces; None where the policy does not know its observations, or
+        they are of a kind that only a model of the user's own knows."""
+        space = seen_space(self.policy)
+        try:
+            seen = None if space is None else to_state(space)
+        except ValueError:
+            seen = None
+        return {"observation_space": seen, "action_space": to_state(self.policy.action_space)}
 
     def set_extra_state(self, state: Any) -> None:
         """Restore what `get_extra_state` gave."""
@@ -361,11 +375,31 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
         are.
 
         Raises:
-            ValueError: entries are missing or too many, or a tensor has another shape; nothing is
-                changed then.
+            ValueError: entries are missing or too many, a tensor has another shape, or the spaces
+                are others; nothing is changed then.
         """
-        state: Any = copy.deepcopy(state_dict)
+        state = self.fitted_state(state_dict, strict)
+        self._read_in_order(self._saved_order(state["_extra_state"]))
+        return super().load_state_dict(state, strict=strict, assign=assign)
+
+    def fitted_state(self, state_dict: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
+        """A copy of a state that is checked, and that `load_state_dict` loads.
+
+        Raises:
+            ValueError: it cannot be loaded.
+        """
+        state: dict[str, Any] = copy.deepcopy(dict(state_dict))
         state.setdefault("_extra_state", self.get_extra_state())
+        self._check_extra_state(state["_extra_state"])
+        before = seen_space(self.policy)
+        self._read_in_order(self._saved_order(state["_extra_state"]))
+        try:
+            self._check_tensors(state, strict)
+        finally:
+            self._read_in_order(before)
+        return state
+
+    def _check_tensors(self, state: dict[str, Any], strict: bool) -> None:
         own = self.state_dict()  # type: ignore[no-untyped-call]
         odd = set(own) ^ set(state)
         if strict and odd:
@@ -373,12 +407,84 @@ class DQN(OffPolicyAlgorithm[TPolicy]):
                 f"the state does not fit a DQN with variant={self.config.variant!r}: "
                 f"{', '.join(sorted(odd))} are in one and not in the other"
             )
+        optimizers = state.get(self._STATE_DICT_KEY_OPTIMIZERS, [])
         for name, value in own.items():
             if isinstance(value, torch.Tensor) and name in state:
-                shapes = [tuple(tensor.shape) for tensor in (state[name], value)]
-                if shapes[0] != shapes[1]:
-                    raise ValueError(f"{name} of the state has shape {shapes[0]}, not {shapes[1]}")
-        return super().load_state_dict(state, strict=strict, assign=assign)
+                stored.check_tensors("the state", {name: state[name]}, {name: value})
+        if len(optimizers) == len(self._optimizers):
+            for i, optimizer in enumerate(self._optimizers):
+                optimizers[i] = stored.optimizer_state(
+                    f"_optimizers[{i}]", optimizers[i], optimizer._optim
+                )
+        elif strict:
+            raise ValueError(f"_optimizers of the state must be {len(self._optimizers)}")
+
+    def _check_extra_state(self, state: Any) -> None:
+        """Raise `ValueError` unless `set_extra_state` can restore the state."""
+        own = self.get_extra_state()
+        spaces = "observation_space", "action_space"  # states of earlier versions have none
+        stored.check_mapping("_extra_state", state, own.keys() - set(spaces))
+        counts = stored.check_mapping("counts", state["counts"], self.learner.counts)
+        for unit in self.learner.counts:
+            stored.check_count(f"counts.{unit}", counts[unit])
+        for name in _LENGTHS:
+            if state[name] is not None:
+                stored.check_count(name, state[name])
+        for name in ("eps_training", "eps_inference"):
+            checked_float(name, state[name], high=1.0)
+        schedulers = own["lr_schedulers"]
+        stored.check_like("lr_schedulers", state["lr_schedulers"], schedulers)
+        streams = state["random_state"]
+        if isinstance(self.policy, DQNPolicy) and streams is not None:
+            generators = self.policy._generators
+            if not isinstance(streams, list) or len(streams) != len(generators):
+                raise rejected("random_state", streams, f"{len(generators)} states")
+            for stream, generator in zip(streams, generators, strict=True):
+                stored.check_generator("random_state", stream, generator)
+
+    def _saved_order(self, state: Mapping[str, Any]) -> spaces.Space[Any] | None:
+        """What the network sees, with its keys in the order in which the saved one read them; None
+        if that is not known.
+
+        Raises:
+            ValueError: the spaces are others, or the model cannot read them in another order.
+        """
+        space, model = seen_space(self.policy), self.policy.model
+        if "action_space" in state:
+            in_saved_order(
+                from_state(state["action_space"]), self.policy.action_space, "action_space"
+            )
+        if space is None or state.get("observation_space") is None:
+            return space
+        ordered = in_saved_order(from_state(state["observation_space"]), space, "observation_space")
+        if ordered is not space and not isinstance(model, QNet):
+            raise ValueError(
+                f"observation_space was {ordered}, and is {space}: only a QNet can read its keys "
+                "in another order"
+            )
+        return ordered
+
+    def _read_in_order(self, space: spaces.Space[Any] | None) -> None:
+        """Let the networks read the keys of a Dict in the order of the space."""
+        model = self.policy.model
+        if not isinstance(model, QNet) or space is None or space is model.observation_space:
+            return
+        for network in dict.fromkeys((self.learner.q_net, self.learner.target_net)):
+            assert isinstance(network, QNet)
+            network.read_in_order(space)
+        places = {parameter: i for i, parameter in enumerate(model.parameters())}
+        for group in self.learner.optimizer.param_groups:  # a file knows them by their places
+            group["params"].sort(key=lambda parameter: places.get(parameter, len(places)))
+
+
+def seen_space(policy: Any) -> spaces.Space[Any] | None:
+    """What the network of a policy sees of the observations; None if it is not known."""
+    known = (
+        getattr(policy.model, "observation_space", None),
+        getattr(policy, "seen_space", None),
+        policy.observation_space,
+    )
+    return next((space for space in known if isinstance(space, spaces.Space)), None)
 
 
 def _q_values(model: torch.nn.Module, observations: Observations) -> torch.Tensor:

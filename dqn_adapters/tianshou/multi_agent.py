@@ -259,17 +259,33 @@ class MultiAgentOffPolicyAlgorithm(host.MultiAgentOffPolicyAlgorithm):
         Raises:
             ValueError: entries are missing or too many, or a tensor has another shape.
         """
+        parts = self.fitted_state(state_dict, strict)
+        for algorithm, part in zip(self._submodules, parts, strict=True):
+            keys = algorithm.load_state_dict(part, strict=strict, assign=assign)
+        return keys
+
+    def fitted_state(
+        self, state_dict: Mapping[str, Any], strict: bool = True
+    ) -> list[dict[str, Any]]:
+        """The states of all algorithms, as copies that are checked; see `DQN.fitted_state`.
+
+        Raises:
+            ValueError: they cannot be loaded.
+        """
         odd = set(self.state_dict()) ^ set(state_dict)  # type: ignore[no-untyped-call]
         if strict and odd:
             raise ValueError(
                 f"the state does not fit: {', '.join(sorted(odd))} are in one and not in the other"
             )
+        parts = []
         for i, algorithm in enumerate(self._submodules):
             prefix = f"_submodules.{i}."
-            own = {
+            part = {
                 name.removeprefix(prefix): copy.deepcopy(value)
                 for name, value in state_dict.items()
                 if name.startswith(prefix)
             }
-            keys = algorithm.load_state_dict(own, strict=strict, assign=assign)
-        return keys
+            if isinstance(algorithm, DQN):
+                algorithm.fitted_state(part, strict)
+            parts.append(part)
+        return parts

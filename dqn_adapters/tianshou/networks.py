@@ -47,6 +47,12 @@ class QNet(torch.nn.Module):
         self.observation_space = without_mask(observation_space)
         self.network = QNetwork(self.observation_space, num_actions, hidden_sizes, dueling=dueling)
 
+    def read_in_order(self, observation_space: spaces.Space[Any]) -> None:
+        """Read the parts of a Dict in the order of the keys of an equal space."""
+        if isinstance(observation_space, spaces.Dict):
+            self.network.encoder.read_in_order(list(observation_space.spaces))
+        self.observation_space = observation_space
+
     def forward(self, obs: Any, state: Any = None, info: Any = None) -> tuple[torch.Tensor, Any]:
         """Observations `(B, ...)`, arrays or a `Batch` of them, to Q-values `(B, A)`.
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tianshou.data import Batch
 
-from dqn_adapters import checkpoint
+from dqn_adapters import checkpoint, stored
+from dqn_adapters.config import checked_float, rejected
 from dqn_adapters.tianshou.algorithm import DQN
 from dqn_adapters.tianshou.buffers import plain
 
@@ -49,9 +52,7 @@ def save_checkpoint(path: str | Path, algorithm: AnyAlgorithm, collector: Any) -
         "configs": [each.config.to_dict() for each in algorithm.learners()],
         "algorithm": dict(algorithm.state_dict()),  # type: ignore[no-untyped-call]
         "buffer": _buffer_state(collector.buffer),
-        "collector": {
-            name: int(getattr(collector, name)) for name in ("collect_step", "collect_episode")
-        },
+        "collector": {name: int(getattr(collector, name)) for name in _COLLECTED},
         "environments": [
             None if generator is None else generator.bit_generator.state
             for generator in _generators(collector.env)
@@ -71,28 +72,45 @@ def load_checkpoint(path: str | Path, algorithm: AnyAlgorithm, collector: Any) -
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the file is not such a checkpoint, is damaged, or is newer.
+        CheckpointError: the file is not such a checkpoint, is damaged, is newer, or its content
+            does not fit; nothing is changed then.
         ValueError: algorithm, its hyper-parameters, buffer or environments do not fit; nothing is
             changed then. (`algorithm.load_state_dict` goes on with other hyper-parameters.)
     """
     state = checkpoint.load(path, KIND)
-    buffer, saved = collector.buffer, state["buffer"]
-    for name, value in _buffer_kind(buffer).items():
-        if saved["kind"][name] != value:
-            raise ValueError(
-                f"{path} has a buffer of {name}={saved['kind'][name]!r}, this one has {value!r}"
-            )
+    buffer = collector.buffer
     generators = _generators(collector.env)
+    with checkpoint.reading(path):
+        stored.check_mapping("", state, _STATE)
+        saved = stored.check_mapping("buffer", state["buffer"], ("kind", "rows", "aside", "parts"))
+        kind = stored.check_mapping("buffer.kind", saved["kind"])
+        _check_lists(state)
+    for name, value in _buffer_kind(buffer).items():
+        if kind.get(name) != value:
+            raise ValueError(
+                f"{path} has a buffer of {name}={kind.get(name)!r}, this one has {value!r}"
+            )
     if len(generators) != len(state["environments"]):
         raise ValueError(
             f"{path} has {len(state['environments'])} environments, the collector {len(generators)}"
         )
-    _check_configs(path, list(algorithm.learners()), state["configs"])
+    learners = list(algorithm.learners())
+    _check_configs(path, learners, state["configs"])
+    with checkpoint.reading(path):
+        algorithm.fitted_state(stored.check_mapping("algorithm", state["algorithm"]))
+        num_actions = max(int(learner.policy.action_space.n) for learner in learners)
+        check_buffer_state(buffer, saved, num_actions)
+        for generator, stream in zip(generators, state["environments"], strict=True):
+            if generator is not None and stream is not None:
+                stored.check_generator("environments", stream, generator)
+        for space, stream in zip(collector._action_space, state["action_spaces"], strict=True):
+            stored.check_generator("action_spaces", stream, space.np_random)
+        stored.check_torch_state("torch", state["torch"])
     algorithm.load_state_dict(state["algorithm"])
     _load_buffer(buffer, saved)
     collector.reset(reset_buffer=False)
-    for name, value in state["collector"].items():
-        setattr(collector, name, value)
+    for name in _COLLECTED:
+        setattr(collector, name, state["collector"][name])
     for i, (generator, stream) in enumerate(zip(generators, state["environments"], strict=True)):
         if generator is not None and stream is not None:
             generator.bit_generator.state = stream
@@ -100,6 +118,24 @@ def load_checkpoint(path: str | Path, algorithm: AnyAlgorithm, collector: Any) -
     for space, stream in zip(collector._action_space, state["action_spaces"], strict=True):
         space.np_random.bit_generator.state = stream
     torch.set_rng_state(state["torch"])
+
+
+_COLLECTED = ("collect_step", "collect_episode")
+
+_STATE = (
+    *("configs", "algorithm", "buffer", "collector", "environments", "action_spaces", "torch"),
+)
+
+
+def _check_lists(state: dict[str, Any]) -> None:
+    for name in ("configs", "environments", "action_spaces"):
+        if not isinstance(state[name], list):
+            raise rejected(name, state[name], "a list")
+    for config in state["configs"]:
+        stored.check_mapping("configs", config)
+    counts = stored.check_mapping("collector", state["collector"], _COLLECTED)
+    for name in _COLLECTED:
+        stored.check_count(f"collector.{name}", counts[name])
 
 
 def _check_configs(
@@ -125,6 +161,7 @@ def _generators(envs: Any) -> list[np.random.Generator | None]:
 
 
 _PART = ("_insertion_idx", "_size", "_ep_len", "_ep_start_idx")
+_FLAGS = ("terminated", "truncated", "done")
 _PRIORITIES = ("_max_prio", "_min_prio", "_beta")
 
 
@@ -161,6 +198,116 @@ def _buffer_state(buffer: Any) -> dict[str, Any]:
         state["priorities"] = {name: float(getattr(buffer, name)) for name in _PRIORITIES}
         state["tree"] = np.array(buffer.weight._value)
     return state
+
+
+def check_buffer_state(buffer: Any, state: dict[str, Any], num_actions: int) -> None:
+    """Raise `ValueError` unless the saved state of a buffer can be restored into a buffer of the
+    same kind, whose actions are in 0 .. `num_actions` - 1."""
+    maxsize = buffer.maxsize
+    rows = stored.check_mapping("buffer.rows", state["rows"])
+    if rows:
+        _check_rows(rows, maxsize, num_actions, plain(buffer._meta))
+    for row, value in stored.check_mapping("buffer.aside", state["aside"]).items():
+        stored.check_count("buffer.aside, the number of a row,", int(row), high=maxsize - 1)
+        if not isinstance(value, dict | np.ndarray):
+            raise rejected("buffer.aside", value, "an observation")
+    parts = _parts(buffer)
+    if not isinstance(state["parts"], list) or len(state["parts"]) != len(parts):
+        raise ValueError(f"buffer.parts must be {len(parts)}")
+    for i, (part, saved) in enumerate(zip(parts, state["parts"], strict=True)):
+        _check_part(f"buffer.parts[{i}]", saved, part, maxsize)
+    holders = parts[1:] or parts
+    sizes = [saved["_size"] for saved in state["parts"]]
+    sizes = sizes[1:] or sizes
+    if any(sizes) and not rows:
+        raise ValueError("buffer.rows is empty, and buffer.parts count rows")
+    if hasattr(buffer, "_lengths"):
+        own = np.asarray(buffer._lengths)
+        lengths = stored.check_array("buffer.lengths", state.get("lengths"), own.shape, own.dtype)
+        if lengths.tolist() != sizes:
+            raise ValueError(f"buffer.lengths must be {sizes}, got {lengths.tolist()}")
+    if hasattr(buffer, "weight"):
+        stored.check_mapping("buffer", state, ("priorities", "tree"))
+        priorities = stored.check_mapping("buffer.priorities", state["priorities"], _PRIORITIES)
+        for name in _PRIORITIES:
+            checked_float(f"buffer.priorities.{name}", priorities[name])
+        pairs = zip(holders, sizes, strict=True)
+        live = np.concatenate([np.arange(part.maxsize) < size for part, size in pairs])
+        _check_tree(state["tree"], buffer.weight, live)
+
+
+def _check_rows(rows: dict[str, Any], maxsize: int, num_actions: int, own: Any) -> None:
+    stored.check_mapping("buffer.rows", rows, ("obs", "act", "rew", *_FLAGS))
+    _check_lengths("buffer.rows", rows, maxsize)
+    for name in _FLAGS:
+        stored.check_array(f"buffer.rows.{name}", rows[name], (maxsize,), np.bool_)
+    for name, kinds in (("act", "iu"), ("rew", "fiu")):
+        if not isinstance(rows[name], np.ndarray) or rows[name].dtype.kind not in kinds:
+            raise ValueError(f"buffer.rows.{name} must be numbers")
+    actions = stored.check_array("buffer.rows.act", rows["act"], (maxsize,), rows["act"].dtype)
+    stored.check_range("buffer.rows.act", actions, 0, num_actions - 1)
+    stored.check_finite_values("buffer.rows.rew", rows["rew"])
+    for name in ("obs", "obs_next"):
+        if name in rows:
+            _check_alike(f"buffer.rows.{name}", rows[name], (own or {}).get(name, rows["obs"]))
+
+
+def _check_part(name: str, saved: Any, part: Any, maxsize: int) -> None:
+    stored.check_mapping(name, saved, (*_PART, "ep_return", "last_index", "random"))
+    highest = {"_insertion_idx": maxsize - 1, "_size": part.maxsize, "_ep_start_idx": maxsize - 1}
+    for counter in _PART:
+        value = saved[counter]
+        if counter in highest:
+            stored.check_count(f"{name}.{counter}", value, high=highest[counter])
+        else:
+            stored.check_count(f"{name}.{counter}", value)
+    checked_float(f"{name}.ep_return", saved["ep_return"], low=-math.inf)
+    own = np.asarray(part.last_index)
+    index = stored.check_array(f"{name}.last_index", saved["last_index"], own.shape, own.dtype)
+    stored.check_range(f"{name}.last_index", index, 0, maxsize - 1)
+    stored.check_random_state(f"{name}.random", saved["random"])
+
+
+def _check_lengths(name: str, value: Any, count: int) -> None:
+    """Raise `ValueError` unless all arrays in a nested value have so many rows."""
+    objects = isinstance(value, dict) and value.keys() == {_OBJECTS}
+    if isinstance(value, dict) and not objects:
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise rejected(f"{name}, a key,", key, "a string")
+            _check_lengths(f"{name}.{key}", item, count)
+        return
+    rows = value[_OBJECTS] if objects else value
+    if not isinstance(rows, list if objects else np.ndarray) or np.shape(rows)[:1] != (count,):
+        raise ValueError(f"{name} must have {count} rows")
+
+
+def _check_alike(name: str, value: Any, own: Any) -> None:
+    """Raise `ValueError` unless observations have the keys, shapes and dtypes of others."""
+    if isinstance(own, dict):
+        if stored.check_mapping(name, value).keys() != own.keys():
+            raise ValueError(f"{name} has the keys {sorted(value)}, and must have {sorted(own)}")
+        for key in own:
+            _check_alike(f"{name}.{key}", value[key], own[key])
+    elif isinstance(own, np.ndarray) and own.dtype != object:
+        stored.check_array(name, value, own.shape, own.dtype)
+
+
+def _check_tree(values: Any, tree: Any, live: NDArray[np.bool_]) -> None:
+    """Raise `ValueError` unless the values are those of a tree of sums over the rows."""
+    name = "buffer.tree"
+    stored.check_array(name, values, tree._value.shape, tree._value.dtype)
+    stored.check_finite_values(name, values)
+    if (values < 0).any():
+        raise ValueError(f"{name} must be >= 0")
+    bound = len(values) // 2
+    leaves, sums = values[bound:], values[2:].reshape(-1, 2).sum(axis=1)
+    if not np.allclose(values[1:bound], sums, rtol=1e-6):
+        raise ValueError(f"{name} must hold the sums of its values")
+    if leaves[: len(live)][~live].any() or leaves[len(live) :].any():
+        raise ValueError(f"{name} must be 0 where no transition is stored")
+    if live.any() and not leaves.sum() > 0:
+        raise ValueError(f"{name} must be more than 0 where transitions are stored")
 
 
 def _load_buffer(buffer: Any, state: dict[str, Any]) -> None:

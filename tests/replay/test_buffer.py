@@ -220,7 +220,6 @@ def test_a_damaged_file_leaves_the_buffer_unchanged(tmp_path: Path) -> None:
         (make(space=spaces.Box(-1, 1, (2,), np.float64)), "of the stored buffer must be float64"),
         (make(space=spaces.Dict(a=BOX)), "of the stored buffer are missing or of another kind"),
         (make(prioritized=True), "one of the buffers is prioritised"),
-        (make(num_envs=2), "last of the stored buffer must have shape"),
     ],
 )
 def test_a_state_that_does_not_fit_leaves_the_buffer_unchanged(

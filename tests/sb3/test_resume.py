@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +168,59 @@ def test_the_host_opens_a_full_file_and_a_full_file_can_be_loaded_alone(
     model.save(tmp_path / "plain")
     with pytest.raises(ValueError, match="was not saved with full=True"):
         DQN.load(tmp_path / "plain", device="cpu", full=True)
+
+
+def rewrite(path: Path, *, without: str = "", extra: dict[str, bytes] | None = None) -> None:
+    """The zip without one of its files, and with others."""
+    with zipfile.ZipFile(path) as file:
+        parts = {name: file.read(name) for name in file.namelist() if name != without}
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in {**parts, **(extra or {})}.items():
+            file.writestr(name, content)
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return pytest.fail, ("the file was executed",)
+
+
+REST, REPLAY = "dqn_adapters/rest.pkl", "dqn_adapters/replay.safetensors"
+
+
+@pytest.mark.parametrize("missing", [REST, REPLAY])
+def test_a_full_file_that_lost_a_part_is_refused(make: Any, tmp_path: Path, missing: str) -> None:
+    path, model = tmp_path / "model.zip", make().learn(60)
+    model.save(path, full=True)
+    rewrite(path, without=missing)
+    with pytest.raises(ValueError, match=rf"is damaged: .*{missing} is missing; full=False"):
+        DQN.load(path, device="cpu")
+    alone = DQN.load(path, device="cpu", full=False)
+    assert alone.num_timesteps == 60
+    alone.save(path)
+    assert DQN.load(path, device="cpu").num_timesteps == 60  # a plain one of a full one is plain
+
+
+def test_what_is_planted_in_a_plain_file_is_not_executed(make: Any, tmp_path: Path) -> None:
+    path, model = tmp_path / "model.zip", make().learn(60)
+    model.save(path)
+    rewrite(path, extra={REST: pickle.dumps(Bomb())})
+    with pytest.warns(UserWarning, match="does not say that it was saved with full=True"):
+        loaded = DQN.load(path, device="cpu")
+    assert loaded.replay_buffer.size() == 0
+    model.save(path, full=True)
+    rewrite(path, without=REST, extra={REST: pickle.dumps(Bomb())})
+    assert DQN.load(path, device="cpu", full=False).num_timesteps == 60
+
+
+def test_a_replay_buffer_of_other_environments_is_refused(make: Any, tmp_path: Path) -> None:
+    from stable_baselines3.common.vec_env import DummyVecEnv
+    from support import Chain
+
+    path, model = tmp_path / "model.zip", make(DummyVecEnv([Chain] * 3)).learn(60)
+    model.save(path, full=True)
+    with pytest.raises(ValueError, match=r"is of 3 environments, and here are 1; load.*full=False"):
+        DQN.load(path, env=Chain(), device="cpu")
+    assert DQN.load(path, env=Chain(), device="cpu", full=False).replay_buffer.size() == 0
 
 
 def test_a_full_file_may_be_a_file_object(make: Any, tmp_path: Path) -> None:

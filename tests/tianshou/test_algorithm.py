@@ -495,7 +495,7 @@ def test_a_state_of_another_network_is_refused_untouched() -> None:
         ours(Table(*rows), variant="vanilla") for rows in ([[0.0, 0.0]], [[0.0, 0.0]] * 2)
     )
     update(first, transition(obs_next=np.array(0)))
-    with pytest.raises(ValueError, match=r"policy\.model\.values of the state has shape \(1, 2\)"):
+    with pytest.raises(ValueError, match=r"policy\.model\.values must have shape \(2, 2\), got"):
         second.load_state_dict(first.state_dict())
     assert not second.learner.optimizer.state
     assert second.learner.num_updates == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import operator
 import os
 import subprocess
 import sys
@@ -167,15 +166,17 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         assert not len(empty.buffer)
     for change, message in (
         ({"n_steps": 3}, "trained with n_steps=1, this algorithm has 3"),
-        ({"hidden_sizes": (17,)}, r"shape \(16, 4\), not \(17, 4\)"),
+        ({"hidden_sizes": (17,)}, r"shape \(17, 4\), got \(16, 4\)"),
     ):
         other, empty = make("plain", seed=1, **change)
         before = copy.deepcopy(dict(other.state_dict()))
         with pytest.raises(ValueError, match=message):
             load_checkpoint(path, other, empty)
         for name, value in other.state_dict().items():
-            same = torch.equal if isinstance(value, torch.Tensor) else operator.eq
-            assert same(value, before[name]), name
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, before[name]), name
+            else:
+                assert str(value) == str(before[name]), name
         assert not len(empty.buffer)
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
