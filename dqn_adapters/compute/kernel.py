@@ -1,0 +1,494 @@
+"""DQN on small networks, compiled by numba: acting, the gradient of the TD loss, clipping and Adam.
+
+On networks of this size an update in torch is nearly all overhead: some hundred small operations,
+each of which costs more to call than to compute. Here it is one call, `update`; its two halves can
+be called alone, where another optimiser steps or another network gives the gradient. They compute
+what `learner.td_loss` and `torch.optim.Adam` define, and the tests hold them to that.
+
+The functions work in torch's own memory: networks, gradients and the optimiser's state come as the
+addresses of contiguous float32 tensors, so nothing is copied, and torch sees every change. The
+caller keeps the tensors alive and has checked dtypes, shapes and layout.
+
+No function may reorder or fuse floating-point operations (numba's `fastmath` is off), so it gives
+the same numbers wherever the compiler inlines it: in the process that compiles, in one that loads
+the cache, and inside another compiled function. Sums that are worth vector instructions are BLAS
+calls. NaN and infinity spread as they do in torch.
+
+A network is a *plan*: an int64 array `(L, COLUMNS)` of a row for every layer, made by `dense` and
+`convolution`, in an order in which the source of a layer comes before it. Its tensors are the
+weights and biases of the layers in this order.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import carray, njit, types  # type: ignore[attr-defined]
+from numba.extending import intrinsic
+
+# Columns of a plan.
+SOURCE = 0
+"""The layer whose outputs are read; `OBSERVATIONS_ARE_READ` for the observations."""
+CHANNELS, HEIGHT, WIDTH = 1, 2, 3
+"""The image that is read; that of a dense layer has one pixel."""
+KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W = 4, 5, 6, 7
+CHANNELS_LAST = 8
+"""Whether the image is read as `(H, W, C)`, not `(C, H, W)`. All outputs are channels-last."""
+POSITIONS = 9
+"""Places of the kernel in the image."""
+INPUTS, UNITS = 10, 11
+"""Numbers that a place reads (`C * KERNEL_H * KERNEL_W`) and numbers that it makes."""
+ACTIVATION = 12
+"""Behind the layer: `NONE`, `RELU`, `TANH`, `ELU` (of alpha 1)."""
+VALUE = 13
+"""In the last layer: the layer that makes V in a dueling head, where this one makes A; else -1."""
+COLUMNS = 14
+
+NONE, RELU, TANH, ELU = range(4)
+
+# Rows of `tensors`: addresses of the parameters of both networks, of the gradient, and of what
+# Adam keeps of it.
+TARGET, ONLINE, GRADIENT, MOMENT1, MOMENT2, STEPS = range(6)
+
+# Addresses of a batch: the fields of a `Transition` in their order; 0 is None.
+OBSERVATIONS, ACTIONS, REWARDS, DISCOUNTS, NEXT_OBSERVATIONS, NEXT_ACTION_MASKS, WEIGHTS = range(7)
+
+# What an update saw: the loss, means of the absolute TD errors, of predictions and targets, the
+# norm of the gradient before clipping; then, from `ROWS` on, the B TD errors, predictions, targets.
+LOSS, TD_ERROR_MEAN, Q_VALUE_MEAN, TD_TARGET_MEAN, GRAD_NORM, ROWS = range(6)
+
+
+def dense(
+    source: int, inputs: int, units: int, activation: int = NONE, value: int = -1
+) -> list[int]:
+    """The row of a plan for a dense layer `(units, inputs)`; see the columns.
+
+    A dense layer behind a convolution is a `convolution` whose kernel covers the image: torch
+    flattens `(C, H, W)`, which is the order of such a kernel's weights.
+    """
+    return [source, inputs, 1, 1, 1, 1, 1, 1, 0, 1, inputs, units, activation, value]
+
+
+def convolution(
+    source: int,
+    image: tuple[int, int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    units: int,
+    activation: int = NONE,
+    value: int = -1,
+    *,
+    channels_last: bool = True,
+) -> list[int]:
+    """The row of a plan for a convolution `(units, C, *kernel)` without padding over an image
+    `(C, H, W)`; see the columns. The outputs of a layer are read channels-last."""
+    c, *size = image
+    places = [(n - k) // s + 1 for n, k, s in zip(size, kernel, stride, strict=True)]
+    geometry = [*image, *kernel, *stride, int(channels_last), math.prod(places)]
+    return [source, *geometry, c * math.prod(kernel), units, activation, value]
+
+
+def seen_size(rows: int) -> int:
+    """Numbers in what an update of a batch of so many rows saw."""
+    return ROWS + 3 * rows
+
+
+def _pointer_to(element: Any) -> Any:
+    """A compiled function from an address to a pointer to elements of a type."""
+
+    @intrinsic
+    def pointer(typing_context: Any, address: Any) -> Any:
+        def cast(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(element)(types.int64), cast  # type: ignore[no-untyped-call]
+
+    return pointer
+
+
+_floats = _pointer_to(types.float32)
+_ints = _pointer_to(types.int64)
+_bools = _pointer_to(types.boolean)
+
+_compiled = njit(cache=True, error_model="numpy")
+
+
+@_compiled
+def _gathers(layer: Any) -> bool:
+    """Whether the numbers that the places of a layer read are gathered from an image."""
+    return bool(layer[HEIGHT] * layer[WIDTH] > 1)
+
+
+@_compiled
+def _start(plan: Any, k: int) -> int:
+    """Where in `work` the numbers of layer k begin, in numbers per row: its outputs, and behind
+    them, if it gathers, its inputs. Of k = L, where the last ones end."""
+    start = 0
+    for j in range(k):
+        layer = plan[j]
+        start += layer[POSITIONS] * (layer[UNITS] + (layer[INPUTS] if _gathers(layer) else 0))
+    return start
+
+
+@_compiled
+def _outputs(plan: Any, k: int, work: Any, rows: int) -> Any:
+    """The outputs `(rows * POSITIONS, UNITS)` of layer k in `work`."""
+    places, units, start = rows * plan[k, POSITIONS], plan[k, UNITS], rows * _start(plan, k)
+    return work[start : start + places * units].reshape((places, units))
+
+
+@_compiled
+def _inputs(plan: Any, k: int, observations: Any, work: Any, rows: int) -> Any:
+    """The inputs `(rows * POSITIONS, INPUTS)` of layer k: observations, outputs of its source, or
+    those in `work` that it gathers."""
+    layer = plan[k]
+    places, width = rows * layer[POSITIONS], layer[INPUTS]
+    if _gathers(layer):
+        start = rows * _start(plan, k) + places * layer[UNITS]
+    elif layer[SOURCE] < 0:
+        return observations
+    else:
+        start = rows * _start(plan, layer[SOURCE])
+    return work[start : start + places * width].reshape((places, width))
+
+
+@_compiled
+def _pixels(layer: Any) -> Any:
+    """uint32 `(POSITIONS * INPUTS,)`, where in an image each place finds its inputs, which are in
+    the order `(C, KERNEL_H, KERNEL_W)` of torch's weights."""
+    channels, height, width = layer[CHANNELS], layer[HEIGHT], layer[WIDTH]
+    pixels = np.empty(layer[POSITIONS] * layer[INPUTS], np.uint32)
+    i = 0
+    for top in range(0, height - layer[KERNEL_H] + 1, layer[STRIDE_H]):
+        for left in range(0, width - layer[KERNEL_W] + 1, layer[STRIDE_W]):
+            for c in range(channels):
+                for y in range(top, top + layer[KERNEL_H]):
+                    for x in range(left, left + layer[KERNEL_W]):
+                        if layer[CHANNELS_LAST]:
+                            pixels[i] = (y * width + x) * channels + c
+                        else:
+                            pixels[i] = (c * height + y) * width + x
+                        i += 1
+    return pixels
+
+
+@_compiled
+def _activate(x: Any, bias: Any, activation: int) -> None:
+    """Add the bias to `(N, U)` and apply an activation, in place; NaN stays NaN."""
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            x[i, j] += bias[j]
+    flat, zero = x.reshape(x.size), np.float32(0.0)
+    if activation == RELU:
+        for i in range(len(flat)):
+            flat[i] = zero if flat[i] < 0 else flat[i]
+    elif activation == TANH:
+        for i in range(len(flat)):
+            flat[i] = math.tanh(flat[i])
+    elif activation == ELU:
+        for i in range(len(flat)):
+            flat[i] = math.expm1(flat[i]) if flat[i] < 0 else flat[i]
+
+
+@_compiled
+def _deactivate(d_x: Any, x: Any, activation: int) -> None:
+    """From the gradient of outputs x `(N, U)` that of what was before the activation, in place."""
+    d_flat, flat, one = d_x.reshape(d_x.size), x.reshape(x.size), np.float32(1.0)
+    if activation == RELU:
+        for i in range(len(flat)):
+            d_flat[i] = np.float32(0.0) if flat[i] <= 0 else d_flat[i]
+    elif activation == TANH:
+        for i in range(len(flat)):
+            d_flat[i] *= one - flat[i] * flat[i]
+    elif activation == ELU:
+        for i in range(len(flat)):
+            d_flat[i] *= flat[i] + one if flat[i] <= 0 else one
+
+
+@_compiled
+def _forward(plan: Any, layers: Any, observations: Any, work: Any) -> Any:
+    """Q-values `(B, A)` of observations `(B, F)`; `work` keeps the numbers of all layers, see
+    `_start`."""
+    rows, last = len(observations), len(plan) - 1
+    for k in range(len(plan)):
+        layer = plan[k]
+        x = _inputs(plan, k, observations, work, rows)
+        if _gathers(layer):
+            pixels, flat = _pixels(layer), x.reshape((rows, layer[POSITIONS] * layer[INPUTS]))
+            image = observations
+            if layer[SOURCE] >= 0:
+                image = _outputs(plan, layer[SOURCE], work, rows)
+                image = image.reshape((rows, image.size // rows))
+            for i in range(rows):
+                for j in range(len(pixels)):
+                    flat[i, j] = image[i, pixels[j]]
+        weight = carray(_floats(layers[k, 0]), (layer[UNITS], layer[INPUTS]))
+        out = _outputs(plan, k, work, rows)
+        np.dot(x, weight.T, out)
+        _activate(out, carray(_floats(layers[k, 1]), (layer[UNITS],)), layer[ACTIVATION])
+    q_values = _outputs(plan, last, work, rows)
+    if plan[last, VALUE] >= 0:
+        value = _outputs(plan, plan[last, VALUE], work, rows)
+        for i in range(rows):
+            shift = value[i, 0] - np.mean(q_values[i])
+            for j in range(q_values.shape[1]):
+                q_values[i, j] += shift
+    return q_values
+
+
+@_compiled
+def _backward(plan: Any, layers: Any, gradient: Any, observations: Any, work: Any, d_work: Any) -> None:
+    """The gradient of all parameters.
+
+    Args:
+        layers: int64 `(L, 2)`, addresses of weights and biases.
+        gradient: int64 `(L, 2)`, addresses of where their gradients go.
+        observations: float32 `(B, F)`, which `_forward` was called with.
+        work: What it left.
+        d_work: Of the size of `work`; the gradient of the last layer (in a dueling head, of both
+            last ones) is in the place of its outputs.
+    """
+    rows = len(observations)
+    reached = np.zeros(len(plan), np.bool_)  # the layers whose outputs have a gradient by now
+    for k in range(len(plan) - 1, -1, -1):
+        layer = plan[k]
+        units, width, source = layer[UNITS], layer[INPUTS], layer[SOURCE]
+        x, out = _inputs(plan, k, observations, work, rows), _outputs(plan, k, work, rows)
+        d_out = _outputs(plan, k, d_work, rows)
+        _deactivate(d_out, out, layer[ACTIVATION])
+        np.dot(d_out.T, x, carray(_floats(gradient[k, 0]), (units, width)))
+        d_bias = carray(_floats(gradient[k, 1]), (units,))
+        d_bias[:] = 0
+        for i in range(len(d_out)):
+            for j in range(units):
+                d_bias[j] += d_out[i, j]
+        if source < 0:
+            continue
+        weight = carray(_floats(layers[k, 0]), (units, width))
+        d_source = _outputs(plan, source, d_work, rows).reshape(-1)
+        if _gathers(layer):
+            d_x = _inputs(plan, k, observations, d_work, rows)
+            np.dot(d_out, weight, d_x)
+            if not reached[source]:
+                d_source[:] = 0
+            d_flat, pixels, at = d_x.reshape(-1), _pixels(layer), 0
+            image = len(d_source) // rows
+            for i in range(rows):
+                for j in range(len(pixels)):
+                    d_source[i * image + pixels[j]] += d_flat[at]
+                    at += 1
+        elif reached[source]:
+            d_x = np.empty((rows, width), np.float32)
+            np.dot(d_out, weight, d_x)
+            d_source += d_x.reshape(-1)
+        else:
+            np.dot(d_out, weight, d_source.reshape((rows, width)))
+        reached[source] = True
+
+
+@_compiled
+def _argmax(q_values: Any, legal: Any) -> int:
+    """The first legal action of the highest value, where NaN is the highest, as in torch; 0 where
+    no action is legal. All are, if `legal` is empty."""
+    best, value = 0, np.float32(-np.inf)
+    for a in range(len(q_values)):
+        q = q_values[a] if len(legal) == 0 or legal[a] else np.float32(-np.inf)
+        if q > value:
+            best, value = a, q
+        elif np.isnan(q):
+            return a
+    return best
+
+
+@_compiled
+def greedy(plan: Any, layers: Any, observations: Any, legal: Any, actions: Any) -> None:
+    """argmax_a Q(s, a) over the legal actions.
+
+    Args:
+        plan: int64 `(L, COLUMNS)`, the network.
+        layers: int64 `(L, 2)`, addresses of its weights and biases.
+        observations: float32 `(B, F)`, contiguous.
+        legal: bool `(B, A)`, or `(0, A)`: all are.
+        actions: int64 `(B,)`, where they go. (To return an array costs more than to fill one.)
+    """
+    rows = len(observations)
+    work = np.empty(rows * _start(plan, len(plan)), np.float32)
+    q_values = _forward(plan, layers, observations, work)
+    for i in range(rows):
+        actions[i] = _argmax(q_values[i], legal[i] if len(legal) else legal[:0, 0])
+
+
+@_compiled
+def td_gradient(
+    plan: Any, tensors: Any, batch: Any, seen: Any, double: bool, mse: bool, delta: float
+) -> bool:
+    """The TD loss of a batch and its gradient; see `learner.td_loss`.
+
+    Args:
+        plan: int64 `(L, COLUMNS)`, the network.
+        tensors: int64 `(3 or more, 2 L)`, addresses of the weights and biases of the target
+            network, of those that are learned (which may be the same), and of their gradients;
+            rows `TARGET`, `ONLINE`, `GRADIENT`.
+        batch: int64 `(7,)`, addresses: the fields of a `Transition` in their order; 0 is None.
+        seen: float32 `(seen_size(B),)`, where it goes what the update saw; see `LOSS` and below.
+            `GRAD_NORM` is left as it is.
+        double: The learned network selects the next action; else the target network does.
+        mse: Squared errors; else Huber's loss.
+        delta: Of Huber's loss.
+
+    Returns:
+        False if the batch cannot be right (an action out of range, no legal next action where
+        there is a next state); nothing is written then.
+    """
+    rows, num_layers = (len(seen) - ROWS) // 3, len(plan)
+    last = num_layers - 1
+    actions, value = plan[last, UNITS], plan[last, VALUE]
+    layers = tensors.reshape((len(tensors), num_layers, 2))
+    features = plan[0, CHANNELS] * plan[0, HEIGHT] * plan[0, WIDTH]
+    s = carray(_floats(batch[OBSERVATIONS]), (rows, features))
+    a = carray(_ints(batch[ACTIONS]), (rows,))
+    rewards = carray(_floats(batch[REWARDS]), (rows,))
+    discounts = carray(_floats(batch[DISCOUNTS]), (rows,))
+    s_next = carray(_floats(batch[NEXT_OBSERVATIONS]), (rows, features))
+    masks, weighted = batch[NEXT_ACTION_MASKS], batch[WEIGHTS] != 0
+    legal = carray(_bools(masks), (rows if masks else 0, actions))
+    weights = carray(_floats(batch[WEIGHTS]), (rows if weighted else 0,))
+    td_error, q_value, target = seen[ROWS:].reshape((3, rows))
+
+    for i in range(rows):
+        if a[i] < 0 or a[i] >= actions:
+            return False
+        if masks and discounts[i] != 0 and not legal[i].any():
+            return False
+
+    work = np.empty(rows * _start(plan, num_layers), np.float32)
+    q_next = _forward(plan, layers[ONLINE if double else TARGET], s_next, work)
+    selected = np.empty(rows, np.int64)
+    for i in range(rows):
+        selected[i] = _argmax(q_next[i], legal[i] if masks else legal[:0, 0])
+    if double:
+        q_next = _forward(plan, layers[TARGET], s_next, work)
+    for i in range(rows):
+        target[i] = rewards[i]
+        if discounts[i] != 0:  # what lies behind a terminal state may be infinite or NaN
+            target[i] += discounts[i] * q_next[i, selected[i]]
+
+    q_values = _forward(plan, layers[ONLINE], s, work)
+    d_work = np.empty(len(work), np.float32)
+    d_last = _outputs(plan, last, d_work, rows)  # of the Q-values, or of the advantages
+    d_last[:] = 0
+    totals = np.zeros(4)
+    for i in range(rows):
+        q_value[i] = q_values[i, a[i]]
+        td_error[i] = target[i] - q_value[i]
+        size = abs(td_error[i])
+        weight = weights[i] if weighted else np.float32(1.0)
+        if mse:
+            element, slope = size * size, -2 * td_error[i]
+        elif size > delta:
+            element, slope = delta * (size - delta / 2), -math.copysign(delta, td_error[i])
+        else:
+            element, slope = size * size / 2, -td_error[i]
+        d_last[i, a[i]] = weight * slope / rows
+        totals[0] += weight * element
+        totals[1] += size
+        totals[2] += q_value[i]
+        totals[3] += target[i]
+    for k in range(4):
+        seen[LOSS + k] = totals[k] / rows
+    if value >= 0:
+        d_value = _outputs(plan, value, d_work, rows)
+        for i in range(rows):
+            d_value[i, 0] = d_last[i, a[i]]
+            for j in range(actions):
+                d_last[i, j] -= d_value[i, 0] / actions
+    _backward(plan, layers[ONLINE], layers[GRADIENT], s, work, d_work)
+    return True
+
+
+@_compiled
+def clipped_adam(
+    counts: Any,
+    tensors: Any,
+    max_norm: float,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> float:
+    """Clip the gradient to a global L2 norm (as `clip_grad_norm_`), in place; a step of Adam
+    (Kingma & Ba 2015; as `torch.optim.Adam`).
+
+    Args:
+        counts: int64 `(P,)`, elements of every parameter.
+        tensors: int64 `(5, P)`, addresses of the parameters, their gradients, the first moments,
+            the second moments, and the step counts.
+        max_norm: Infinite: the gradient is not clipped.
+        lr: Step size.
+        beta1: Decay of the first moment.
+        beta2: Decay of the second moment.
+        eps: Added to the denominator.
+
+    Returns:
+        The norm before clipping.
+    """
+    parameters, gradients, moments1, moments2, steps = tensors
+    squares = 0.0
+    for p in range(len(counts)):
+        g = carray(_floats(gradients[p]), (counts[p],))
+        squares += np.dot(g, g)
+    norm = math.sqrt(squares)
+    ratio = max_norm / (norm + 1e-6) if max_norm < np.inf else 1.0
+    scale = np.float32(1.0 if ratio > 1 else ratio)  # NaN stays NaN
+    decay1, decay2 = np.float32(1 - beta1), np.float32(1 - beta2)
+    keep2 = np.float32(beta2)
+    for p in range(len(counts)):
+        x = carray(_floats(parameters[p]), (counts[p],))
+        g = carray(_floats(gradients[p]), (counts[p],))
+        m = carray(_floats(moments1[p]), (counts[p],))
+        v = carray(_floats(moments2[p]), (counts[p],))
+        step = carray(_floats(steps[p]), (1,))
+        step[0] += 1
+        rate = np.float32(lr / (1 - beta1 ** step[0]))
+        root = np.float32(math.sqrt(1 - beta2 ** step[0]))
+        small = np.float32(eps)
+        for i in range(len(x)):
+            g[i] *= scale
+            m[i] += decay1 * (g[i] - m[i])
+            v[i] = keep2 * v[i] + decay2 * g[i] * g[i]
+            x[i] -= rate * m[i] / (np.sqrt(v[i]) / root + small)
+    return norm
+
+
+@_compiled
+def update(
+    plan: Any,
+    counts: Any,
+    tensors: Any,
+    batch: Any,
+    seen: Any,
+    double: bool,
+    mse: bool,
+    delta: float,
+    max_norm: float,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> bool:
+    """`td_gradient` and then, if the loss is finite, `clipped_adam`.
+
+    Args:
+        tensors: int64 `(6, 2 L)`, addresses of the target network's parameters, and of what
+            `clipped_adam` takes.
+
+    Returns:
+        As `td_gradient`.
+    """
+    if not td_gradient(plan, tensors, batch, seen, double, mse, delta):
+        return False
+    if np.isfinite(seen[LOSS]):
+        seen[GRAD_NORM] = clipped_adam(counts, tensors[ONLINE:], max_norm, lr, beta1, beta2, eps)
+    return True
