@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 # Columns of a plan.
 SOURCE = 0
@@ -44,7 +45,10 @@ ACTIVATION = 12
 """Behind the layer: `NONE`, `RELU`, `TANH`, `ELU` (of alpha 1)."""
 VALUE = 13
 """In the last layer: the layer that makes V in a dueling head, where this one makes A; else -1."""
-COLUMNS = 14
+OUTPUTS_AT, INPUTS_AT, END = 14, 15, 16
+"""Where in the numbers that a pass through the network keeps, counted per row of the batch, the
+layer's outputs begin, its inputs (-1: the observations are its inputs), and where both end."""
+COLUMNS = 17
 
 NONE, RELU, TANH, ELU = range(4)
 
@@ -61,14 +65,14 @@ LOSS, TD_ERROR_MEAN, Q_VALUE_MEAN, TD_TARGET_MEAN, GRAD_NORM, ROWS = range(6)
 
 
 def dense(
-    source: int, inputs: int, units: int, activation: int = NONE, value: int = -1
+    source: int, inputs: int, units: int, activation: int = NONE, *, value: int = -1
 ) -> list[int]:
-    """The row of a plan for a dense layer `(units, inputs)`; see the columns.
+    """The row of a plan for a dense layer of weights `(units, inputs)`; see the columns.
 
     A dense layer behind a convolution is a `convolution` whose kernel covers the image: torch
-    flattens `(C, H, W)`, which is the order of such a kernel's weights.
+    flattens images `(C, H, W)`, which is the order of such a kernel's weights.
     """
-    return [source, inputs, 1, 1, 1, 1, 1, 1, 0, 1, inputs, units, activation, value]
+    return convolution(source, (inputs, 1, 1), (1, 1), (1, 1), units, activation, value=value)
 
 
 def convolution(
@@ -78,16 +82,41 @@ def convolution(
     stride: tuple[int, int],
     units: int,
     activation: int = NONE,
-    value: int = -1,
     *,
     channels_last: bool = True,
+    value: int = -1,
 ) -> list[int]:
-    """The row of a plan for a convolution `(units, C, *kernel)` without padding over an image
-    `(C, H, W)`; see the columns. The outputs of a layer are read channels-last."""
+    """The row of a plan for a convolution of weights `(units, C, *kernel)`, without padding, over
+    images `(C, H, W)`; see the columns. Only observations are ever not channels-last."""
     c, *size = image
     places = [(n - k) // s + 1 for n, k, s in zip(size, kernel, stride, strict=True)]
     geometry = [*image, *kernel, *stride, int(channels_last), math.prod(places)]
     return [source, *geometry, c * math.prod(kernel), units, activation, value]
+
+
+def make_plan(*rows: list[int]) -> NDArray[np.int64]:
+    """The plan of the layers that `dense` and `convolution` describe.
+
+    Raises:
+        ValueError: a layer reads images of another size than its source makes.
+    """
+    plan = np.zeros((len(rows), COLUMNS), np.int64)
+    end = 0
+    for k, row in enumerate(rows):
+        layer = plan[k]
+        layer[: len(row)] = row
+        source, size = layer[SOURCE], math.prod(layer[[CHANNELS, HEIGHT, WIDTH]])
+        if source >= 0 and size != math.prod(plan[source, [POSITIONS, UNITS]]):
+            raise ValueError(f"layer {k} reads {size} numbers")
+        layer[OUTPUTS_AT] = end
+        end += layer[POSITIONS] * layer[UNITS]
+        if _gathers(layer):
+            layer[INPUTS_AT] = end
+            end += layer[POSITIONS] * layer[INPUTS]
+        else:
+            layer[INPUTS_AT] = plan[source, OUTPUTS_AT] if source >= 0 else -1
+        layer[END] = end
+    return plan
 
 
 def seen_size(rows: int) -> int:
@@ -122,35 +151,24 @@ def _gathers(layer: Any) -> bool:
 
 
 @_compiled
-def _start(plan: Any, k: int) -> int:
-    """Where in `work` the numbers of layer k begin, in numbers per row: its outputs, and behind
-    them, if it gathers, its inputs. Of k = L, where the last ones end."""
-    start = 0
-    for j in range(k):
-        layer = plan[j]
-        start += layer[POSITIONS] * (layer[UNITS] + (layer[INPUTS] if _gathers(layer) else 0))
-    return start
+def _empty_work(plan: Any, rows: int) -> Any:
+    """Room for the numbers of all layers: the outputs of each, and the inputs that it gathers."""
+    return np.empty(rows * plan[len(plan) - 1, END], np.float32)
 
 
 @_compiled
 def _outputs(plan: Any, k: int, work: Any, rows: int) -> Any:
     """The outputs `(rows * POSITIONS, UNITS)` of layer k in `work`."""
-    places, units, start = rows * plan[k, POSITIONS], plan[k, UNITS], rows * _start(plan, k)
+    places, units, start = rows * plan[k, POSITIONS], plan[k, UNITS], rows * plan[k, OUTPUTS_AT]
     return work[start : start + places * units].reshape((places, units))
 
 
 @_compiled
 def _inputs(plan: Any, k: int, observations: Any, work: Any, rows: int) -> Any:
-    """The inputs `(rows * POSITIONS, INPUTS)` of layer k: observations, outputs of its source, or
-    those in `work` that it gathers."""
-    layer = plan[k]
-    places, width = rows * layer[POSITIONS], layer[INPUTS]
-    if _gathers(layer):
-        start = rows * _start(plan, k) + places * layer[UNITS]
-    elif layer[SOURCE] < 0:
+    """The inputs `(rows * POSITIONS, INPUTS)` of layer k."""
+    if plan[k, INPUTS_AT] < 0:
         return observations
-    else:
-        start = rows * _start(plan, layer[SOURCE])
+    places, width, start = rows * plan[k, POSITIONS], plan[k, INPUTS], rows * plan[k, INPUTS_AT]
     return work[start : start + places * width].reshape((places, width))
 
 
@@ -175,16 +193,34 @@ def _pixels(layer: Any) -> Any:
 
 
 @_compiled
+def _gather(images: Any, pixels: Any, x: Any, rows: int) -> None:
+    """Copy to x what the places of a layer read in as many images as there are rows."""
+    images, x = images.reshape((rows, images.size // rows)), x.reshape((rows, len(pixels)))
+    for i in range(rows):
+        for j in range(len(pixels)):
+            x[i, j] = images[i, pixels[j]]
+
+
+@_compiled
+def _scatter(d_x: Any, pixels: Any, d_images: Any, rows: int) -> None:
+    """Add the gradient of what `_gather` copied to that of the images."""
+    d_images = d_images.reshape((rows, d_images.size // rows))
+    d_x = d_x.reshape((rows, len(pixels)))
+    for i in range(rows):
+        for j in range(len(pixels)):
+            d_images[i, pixels[j]] += d_x[i, j]
+
+
+@_compiled
 def _activate(x: Any, bias: Any, activation: int) -> None:
     """Add the bias to `(N, U)` and apply an activation, in place; NaN stays NaN."""
+    relu, zero = activation == RELU, np.float32(0.0)
     for i in range(x.shape[0]):
         for j in range(x.shape[1]):
-            x[i, j] += bias[j]
-    flat, zero = x.reshape(x.size), np.float32(0.0)
-    if activation == RELU:
-        for i in range(len(flat)):
-            flat[i] = zero if flat[i] < 0 else flat[i]
-    elif activation == TANH:
+            z = x[i, j] + bias[j]
+            x[i, j] = zero if relu and z < 0 else z
+    flat = x.reshape(x.size)
+    if activation == TANH:
         for i in range(len(flat)):
             flat[i] = math.tanh(flat[i])
     elif activation == ELU:
@@ -216,14 +252,10 @@ def _forward(plan: Any, layers: Any, observations: Any, work: Any) -> Any:
         layer = plan[k]
         x = _inputs(plan, k, observations, work, rows)
         if _gathers(layer):
-            pixels, flat = _pixels(layer), x.reshape((rows, layer[POSITIONS] * layer[INPUTS]))
             image = observations
             if layer[SOURCE] >= 0:
                 image = _outputs(plan, layer[SOURCE], work, rows)
-                image = image.reshape((rows, image.size // rows))
-            for i in range(rows):
-                for j in range(len(pixels)):
-                    flat[i, j] = image[i, pixels[j]]
+            _gather(image, _pixels(layer), x, rows)
         weight = carray(_floats(layers[k, 0]), (layer[UNITS], layer[INPUTS]))
         out = _outputs(plan, k, work, rows)
         np.dot(x, weight.T, out)
@@ -239,53 +271,74 @@ def _forward(plan: Any, layers: Any, observations: Any, work: Any) -> Any:
 
 
 @_compiled
-def _backward(plan: Any, layers: Any, gradient: Any, observations: Any, work: Any, d_work: Any) -> None:
+def _backward(
+    plan: Any, layers: Any, gradient: Any, observations: Any, taken: Any, work: Any, d_work: Any
+) -> None:
     """The gradient of all parameters.
 
     Args:
         layers: int64 `(L, 2)`, addresses of weights and biases.
         gradient: int64 `(L, 2)`, addresses of where their gradients go.
         observations: float32 `(B, F)`, which `_forward` was called with.
-        work: What it left.
-        d_work: Of the size of `work`; the gradient of the last layer (in a dueling head, of both
-            last ones) is in the place of its outputs.
+        taken: int64 `(B,)`, the only outputs of the last layer that have a gradient; or `(0,)`.
+        work: What `_forward` left.
+        d_work: Like `work`. The gradient of the last layer's outputs (in a dueling head, of those
+            of both last layers) is in its place there.
     """
-    rows = len(observations)
-    reached = np.zeros(len(plan), np.bool_)  # the layers whose outputs have a gradient by now
-    for k in range(len(plan) - 1, -1, -1):
+    rows, last = len(observations), len(plan) - 1
+    reached = np.zeros(last + 1, np.bool_)  # the layers whose outputs have a gradient by now
+    for k in range(last, -1, -1):
         layer = plan[k]
         units, width, source = layer[UNITS], layer[INPUTS], layer[SOURCE]
-        x, out = _inputs(plan, k, observations, work, rows), _outputs(plan, k, work, rows)
-        d_out = _outputs(plan, k, d_work, rows)
-        _deactivate(d_out, out, layer[ACTIVATION])
-        np.dot(d_out.T, x, carray(_floats(gradient[k, 0]), (units, width)))
+        weight = carray(_floats(layers[k, 0]), (units, width))
+        d_weight = carray(_floats(gradient[k, 0]), (units, width))
         d_bias = carray(_floats(gradient[k, 1]), (units,))
-        d_bias[:] = 0
-        for i in range(len(d_out)):
-            for j in range(units):
-                d_bias[j] += d_out[i, j]
+        x, d_out = _inputs(plan, k, observations, work, rows), _outputs(plan, k, d_work, rows)
+        d_source = d_x = d_work[:0].reshape((0, 0))
+        if source >= 0:
+            d_source = _outputs(plan, source, d_work, rows)
+            d_x = _inputs(plan, k, observations, d_work, rows)  # which may be `d_source`
+            if reached[source] and not _gathers(layer):
+                d_x = np.empty((rows, width), np.float32)
+        if k == last and len(taken):
+            _backward_of_taken(x, weight, taken, d_out, d_weight, d_bias, d_x)
+        else:
+            _deactivate(d_out, _outputs(plan, k, work, rows), layer[ACTIVATION])
+            np.dot(d_out.T, x, d_weight)
+            d_bias[:] = 0
+            for i in range(len(d_out)):
+                for j in range(units):
+                    d_bias[j] += d_out[i, j]
+            if source >= 0:
+                np.dot(d_out, weight, d_x)
         if source < 0:
             continue
-        weight = carray(_floats(layers[k, 0]), (units, width))
-        d_source = _outputs(plan, source, d_work, rows).reshape(-1)
         if _gathers(layer):
-            d_x = _inputs(plan, k, observations, d_work, rows)
-            np.dot(d_out, weight, d_x)
             if not reached[source]:
                 d_source[:] = 0
-            d_flat, pixels, at = d_x.reshape(-1), _pixels(layer), 0
-            image = len(d_source) // rows
-            for i in range(rows):
-                for j in range(len(pixels)):
-                    d_source[i * image + pixels[j]] += d_flat[at]
-                    at += 1
+            _scatter(d_x, _pixels(layer), d_source, rows)
         elif reached[source]:
-            d_x = np.empty((rows, width), np.float32)
-            np.dot(d_out, weight, d_x)
-            d_source += d_x.reshape(-1)
-        else:
-            np.dot(d_out, weight, d_source.reshape((rows, width)))
+            d_source += d_x
         reached[source] = True
+
+
+@_compiled
+def _backward_of_taken(
+    x: Any, weight: Any, taken: Any, d_out: Any, d_weight: Any, d_bias: Any, d_x: Any
+) -> None:
+    """Gradients of the last layer, where one output in each row has one. (As products of matrices
+    they take three times as long.)"""
+    d_weight[:] = 0
+    d_bias[:] = 0
+    for i in range(len(taken)):
+        action = taken[i]
+        slope = d_out[i, action]
+        d_bias[action] += slope
+        for j in range(x.shape[1]):
+            d_weight[action, j] += slope * x[i, j]
+        if len(d_x):
+            for j in range(x.shape[1]):
+                d_x[i, j] = slope * weight[action, j]
 
 
 @_compiled
@@ -314,7 +367,7 @@ def greedy(plan: Any, layers: Any, observations: Any, legal: Any, actions: Any) 
         actions: int64 `(B,)`, where they go. (To return an array costs more than to fill one.)
     """
     rows = len(observations)
-    work = np.empty(rows * _start(plan, len(plan)), np.float32)
+    work = _empty_work(plan, rows)
     q_values = _forward(plan, layers, observations, work)
     for i in range(rows):
         actions[i] = _argmax(q_values[i], legal[i] if len(legal) else legal[:0, 0])
@@ -363,7 +416,7 @@ def td_gradient(
         if masks and discounts[i] != 0 and not legal[i].any():
             return False
 
-    work = np.empty(rows * _start(plan, num_layers), np.float32)
+    work, d_work = _empty_work(plan, rows), _empty_work(plan, rows)
     q_next = _forward(plan, layers[ONLINE if double else TARGET], s_next, work)
     selected = np.empty(rows, np.int64)
     for i in range(rows):
@@ -376,7 +429,6 @@ def td_gradient(
             target[i] += discounts[i] * q_next[i, selected[i]]
 
     q_values = _forward(plan, layers[ONLINE], s, work)
-    d_work = np.empty(len(work), np.float32)
     d_last = _outputs(plan, last, d_work, rows)  # of the Q-values, or of the advantages
     d_last[:] = 0
     totals = np.zeros(4)
@@ -404,7 +456,8 @@ def td_gradient(
             d_value[i, 0] = d_last[i, a[i]]
             for j in range(actions):
                 d_last[i, j] -= d_value[i, 0] / actions
-    _backward(plan, layers[ONLINE], layers[GRADIENT], s, work, d_work)
+    taken = a[:0] if value >= 0 else a
+    _backward(plan, layers[ONLINE], layers[GRADIENT], s, taken, work, d_work)
     return True
 
 
