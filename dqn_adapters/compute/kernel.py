@@ -144,7 +144,7 @@ _bools = _pointer_to(types.boolean)
 _compiled = njit(cache=True, error_model="numpy")
 
 
-@_compiled
+@njit(cache=True, error_model="numpy", inline="always")
 def _gathers(layer: Any) -> bool:
     """Whether the numbers that the places of a layer read are gathered from an image."""
     return bool(layer[HEIGHT] * layer[WIDTH] > 1)
@@ -156,14 +156,14 @@ def _empty_work(plan: Any, rows: int) -> Any:
     return np.empty(rows * plan[len(plan) - 1, END], np.float32)
 
 
-@_compiled
+@njit(cache=True, error_model="numpy", inline="always")
 def _outputs(plan: Any, k: int, work: Any, rows: int) -> Any:
     """The outputs `(rows * POSITIONS, UNITS)` of layer k in `work`."""
     places, units, start = rows * plan[k, POSITIONS], plan[k, UNITS], rows * plan[k, OUTPUTS_AT]
     return work[start : start + places * units].reshape((places, units))
 
 
-@_compiled
+@njit(cache=True, error_model="numpy", inline="always")
 def _inputs(plan: Any, k: int, observations: Any, work: Any, rows: int) -> Any:
     """The inputs `(rows * POSITIONS, INPUTS)` of layer k."""
     if plan[k, INPUTS_AT] < 0:
@@ -505,13 +505,13 @@ def clipped_adam(
         step = carray(_floats(steps[p]), (1,))
         step[0] += 1
         rate = np.float32(lr / (1 - beta1 ** step[0]))
-        root = np.float32(math.sqrt(1 - beta2 ** step[0]))
+        grow = np.float32(1 / math.sqrt(1 - beta2 ** step[0]))
         small = np.float32(eps)
         for i in range(len(x)):
             g[i] *= scale
             m[i] += decay1 * (g[i] - m[i])
             v[i] = keep2 * v[i] + decay2 * g[i] * g[i]
-            x[i] -= rate * m[i] / (np.sqrt(v[i]) / root + small)
+            x[i] -= rate * m[i] / (np.sqrt(v[i]) * grow + small)
     return norm
 
 
