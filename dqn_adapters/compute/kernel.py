@@ -107,7 +107,8 @@ def make_plan(*rows: list[int]) -> NDArray[np.int64]:
         layer[: len(row)] = row
         source, size = layer[SOURCE], math.prod(layer[[CHANNELS, HEIGHT, WIDTH]])
         if source >= 0 and size != math.prod(plan[source, [POSITIONS, UNITS]]):
-            raise ValueError(f"layer {k} reads {size} numbers")
+            made = math.prod(plan[source, [POSITIONS, UNITS]])
+            raise ValueError(f"layer {k} reads {size} numbers; layer {source} makes {made}")
         layer[OUTPUTS_AT] = end
         end += layer[POSITIONS] * layer[UNITS]
         if _gathers(layer):
