@@ -25,6 +25,7 @@ pytest.importorskip("numba")
 from numba import njit
 
 from dqn_adapters.compute import kernel as k
+from dqn_adapters.compute.plan import convolution, dense, make_plan
 
 ACTIONS = 3
 ACTIVATIONS = {nn.ReLU: k.RELU, nn.Tanh: k.TANH, nn.ELU: k.ELU}
@@ -62,7 +63,7 @@ def plan_of(net: nn.Module, features: int) -> NDArray[np.int64]:
             return add(module.layers, source, module.shape, module.channels_last)
         if isinstance(module, nn.Conv2d):
             rows.append(
-                k.convolution(
+                convolution(
                     *(source, shape, module.kernel_size, module.stride, module.out_channels),  # type: ignore[arg-type]
                     channels_last=last or source >= 0,
                 )
@@ -76,9 +77,9 @@ def plan_of(net: nn.Module, features: int) -> NDArray[np.int64]:
             return len(rows) - 1, (module.out_channels, *size)
         if isinstance(module, nn.Linear):
             if len(shape) == 3:
-                rows.append(k.convolution(source, shape, shape[1:], (1, 1), module.out_features))  # type: ignore[arg-type]
+                rows.append(convolution(source, shape, shape[1:], (1, 1), module.out_features))  # type: ignore[arg-type]
             else:
-                rows.append(k.dense(source, shape[0], module.out_features))
+                rows.append(dense(source, shape[0], module.out_features))
             return len(rows) - 1, (module.out_features,)
         if isinstance(module, DuelingHead):
             value, _ = add(module.value, source, shape, last)
@@ -92,7 +93,7 @@ def plan_of(net: nn.Module, features: int) -> NDArray[np.int64]:
         return source, shape
 
     add(net, -1, (features,), False)
-    return k.make_plan(*rows)
+    return make_plan(rows)
 
 
 def table(*tensors: torch.Tensor) -> NDArray[np.int64]:
@@ -438,6 +439,6 @@ def test_inside_another_compiled_function_the_numbers_are_the_same() -> None:
 
 
 def test_a_plan_whose_layers_do_not_fit_is_refused() -> None:
-    image = k.convolution(-1, (2, 5, 5), (2, 2), (1, 1), 3)
-    with pytest.raises(ValueError, match=r"layer 1 reads 47 numbers; layer 0 makes 48"):
-        k.make_plan(image, k.dense(0, 47, 2))
+    image = convolution(-1, (2, 5, 5), (2, 2), (1, 1), 3)
+    with pytest.raises(ValueError, match="a layer reads 47 numbers of layer 0, which makes 48"):
+        make_plan([image, dense(0, 47, 2)])
