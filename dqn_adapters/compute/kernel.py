@@ -31,21 +31,22 @@ from numba.extending import intrinsic
 
 # Columns of a plan.
 SOURCE, SIZE = 0, 1
-"""The layer whose outputs are read, -1: the observations; and how many numbers that are."""
+"""The layer whose outputs are read (-1: the observations), and how many numbers they are."""
 POSITIONS, INPUTS, UNITS = 2, 3, 4
-"""Positions of the kernel, 1 in a dense layer; numbers that each reads, and makes. The outputs of a
-layer are `(POSITIONS, UNITS)`: images are channels-last."""
+"""Positions of the kernel (1 in a dense layer), and the numbers that each of them reads and makes.
+The outputs of a layer are `(POSITIONS, UNITS)`: images are channels-last."""
 ACTIVATION = 5
-"""Behind the layer: `NONE`, `RELU`, `TANH`, `ELU` (of alpha 1). Behind the outputs is none."""
+"""`NONE`, `RELU`, `TANH` or `ELU` (of alpha 1), which follows the layer. None follows the last one,
+nor the one that makes V."""
 VALUE = 6
-"""Of the last layer: the layer that makes V in a dueling head, where the last makes A; else -1."""
+"""In the last layer of a dueling head, which makes A: the layer that makes V. Else -1."""
 OUTPUTS_AT, INPUTS_AT, END = 7, 8, 9
-"""Where the layer's outputs and inputs begin in the numbers that a pass through the network keeps,
-counted per row of the batch, and where both end. `INPUTS_AT` is -1 if the observations are the
-inputs."""
+"""A pass through the network keeps the numbers of all layers, one behind the other. The columns
+say where the layer's outputs begin, where its inputs begin (-1: they are the observations), and
+where the layer ends; times the rows of the batch."""
 GATHERS, PIXELS = 10, 11
-"""1: the inputs of all positions are gathered; which numbers of the source they are stands in the
-columns from `PIXELS` on, `POSITIONS * INPUTS` of them. 0: they are the source's outputs."""
+"""0: the inputs are the source's outputs. 1: they are gathered; the columns from `PIXELS` on, one
+for each of `POSITIONS * INPUTS`, say which numbers of the source they are."""
 
 NONE, RELU, TANH, ELU = range(4)
 
@@ -56,13 +57,13 @@ TARGET, ONLINE, GRADIENT, MOMENT1, MOMENT2, STEPS = range(6)
 # Addresses of a batch: the fields of a `Transition` in their order; 0 is None.
 OBSERVATIONS, ACTIONS, REWARDS, DISCOUNTS, NEXT_OBSERVATIONS, NEXT_ACTION_MASKS, WEIGHTS = range(7)
 
-# What an update saw: the loss, means of the absolute TD errors, of predictions and targets, the
-# norm of the gradient before clipping; then, from `ROWS` on, the B TD errors, predictions, targets.
+# An update reports the loss, means of the absolute TD errors, of predictions and targets, and the
+# norm of the gradient before clipping; then, from `ROWS` on, B TD errors, predictions and targets.
 LOSS, TD_ERROR_MEAN, Q_VALUE_MEAN, TD_TARGET_MEAN, GRAD_NORM, ROWS = range(6)
 
 
 def seen_size(rows: int) -> int:
-    """Numbers in what an update of a batch of so many rows saw."""
+    """Length of what an update reports of a batch of so many rows."""
     return ROWS + 3 * rows
 
 
@@ -85,12 +86,6 @@ _bools = _pointer_to(types.boolean)
 
 _compiled = njit(cache=True, error_model="numpy")
 _inlined = njit(cache=True, error_model="numpy", inline="always")
-
-
-@_compiled
-def _empty_work(plan: Any, rows: int) -> Any:
-    """Room for the numbers of all layers: the outputs of each, and the inputs that it gathers."""
-    return np.empty(rows * plan[len(plan) - 1, END], np.float32)
 
 
 @_inlined
@@ -199,7 +194,7 @@ def _backward(
         gradient: int64 `(L, 2)`, addresses of where their gradients go.
         observations: float32 `(B, F)`, which `_forward` was called with.
         taken: int64 `(B,)`, the only outputs of the last layer that have a gradient; or `(0,)`.
-        work: What `_forward` left.
+        work: Filled by `_forward`.
         d_work: Like `work`. The gradient of the last layer's outputs (in a dueling head, of those
             of both last layers) is in its place there.
     """
@@ -229,15 +224,14 @@ def _backward(
                     d_bias[j] += d_out[i, j]
             if source >= 0:
                 np.dot(d_out, weight, d_x)
-        if source < 0:
-            continue
-        if layer[GATHERS]:
-            if not reached[source]:
-                d_source[:] = 0
-            _scatter(layer, d_source, d_x, rows)
-        elif reached[source]:
-            d_source += d_x
-        reached[source] = True
+        if source >= 0:
+            if layer[GATHERS]:
+                if not reached[source]:
+                    d_source[:] = 0
+                _scatter(layer, d_source, d_x, rows)
+            elif reached[source]:
+                d_source += d_x
+            reached[source] = True
 
 
 @_compiled
@@ -254,9 +248,8 @@ def _backward_of_taken(
         d_bias[action] += slope
         for j in range(x.shape[1]):
             d_weight[action, j] += slope * x[i, j]
-        if len(d_x):
-            for j in range(x.shape[1]):
-                d_x[i, j] = slope * weight[action, j]
+        for j in range(d_x.shape[1]):
+            d_x[i, j] = slope * weight[action, j]
 
 
 @_compiled
@@ -285,7 +278,7 @@ def greedy(plan: Any, layers: Any, observations: Any, legal: Any, actions: Any) 
         actions: int64 `(B,)`, where they go. (To return an array costs more than to fill one.)
     """
     rows = len(observations)
-    work = _empty_work(plan, rows)
+    work = np.empty(rows * plan[-1, END], np.float32)
     q_values = _forward(plan, layers, observations, work)
     for i in range(rows):
         actions[i] = _argmax(q_values[i], legal[i] if len(legal) else legal[:0, 0])
@@ -301,22 +294,20 @@ def td_gradient(
         plan: int64 `(L, PIXELS or more)`, the network.
         tensors: int64 `(3 or more, 2 L)`, addresses of the weights and biases of the target
             network, of those that are learned (which may be the same), and of their gradients;
-            rows `TARGET`, `ONLINE`, `GRADIENT`.
+            see `TARGET`.
         batch: int64 `(7,)`, addresses: the fields of a `Transition` in their order; 0 is None.
-        seen: float32 `(seen_size(B),)`, where it goes what the update saw; see `LOSS` and below.
-            `GRAD_NORM` is left as it is.
+        seen: float32 `(seen_size(B),)`, the report; see `LOSS`. `GRAD_NORM` is left as it is.
         double: The learned network selects the next action; else the target network does.
         mse: Squared errors; else Huber's loss.
-        delta: Of Huber's loss.
+        delta: TD error at which Huber's loss turns linear.
 
     Returns:
         False if the batch cannot be right (an action out of range, no legal next action where
         there is a next state); nothing is written then.
     """
-    rows, num_layers = (len(seen) - ROWS) // 3, len(plan)
-    last = num_layers - 1
+    rows, last = (len(seen) - ROWS) // 3, len(plan) - 1
     actions, value = plan[last, UNITS], plan[last, VALUE]
-    layers = tensors.reshape((len(tensors), num_layers, 2))
+    layers = tensors.reshape((len(tensors), len(plan), 2))
     s = carray(_floats(batch[OBSERVATIONS]), (rows, plan[0, SIZE]))
     a = carray(_ints(batch[ACTIONS]), (rows,))
     rewards = carray(_floats(batch[REWARDS]), (rows,))
@@ -333,7 +324,7 @@ def td_gradient(
         if masks and discounts[i] != 0 and not legal[i].any():
             return False
 
-    work, d_work = _empty_work(plan, rows), _empty_work(plan, rows)
+    work = np.empty(rows * plan[last, END], np.float32)
     q_next = _forward(plan, layers[ONLINE if double else TARGET], s_next, work)
     selected = np.empty(rows, np.int64)
     for i in range(rows):
@@ -346,6 +337,7 @@ def td_gradient(
             target[i] += discounts[i] * q_next[i, selected[i]]
 
     q_values = _forward(plan, layers[ONLINE], s, work)
+    d_work = np.empty(len(work), np.float32)
     d_last = _outputs(plan, last, d_work, rows)  # of the Q-values, or of the advantages
     d_last[:] = 0
     totals = np.zeros(4)
@@ -380,13 +372,7 @@ def td_gradient(
 
 @_compiled
 def clipped_adam(
-    counts: Any,
-    tensors: Any,
-    max_norm: float,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
+    counts: Any, tensors: Any, max_norm: float, lr: float, beta1: float, beta2: float, eps: float
 ) -> float:
     """Clip the gradient to a global L2 norm (as `clip_grad_norm_`), in place; a step of Adam
     (Kingma & Ba 2015; as `torch.optim.Adam`).
@@ -413,7 +399,7 @@ def clipped_adam(
     ratio = max_norm / (norm + 1e-6) if max_norm < np.inf else 1.0
     scale = np.float32(1.0 if ratio > 1 else ratio)  # NaN stays NaN
     decay1, decay2 = np.float32(1 - beta1), np.float32(1 - beta2)
-    keep2 = np.float32(beta2)
+    keep2, small = np.float32(beta2), np.float32(eps)
     for p in range(len(counts)):
         x = carray(_floats(parameters[p]), (counts[p],))
         g = carray(_floats(gradients[p]), (counts[p],))
@@ -422,13 +408,12 @@ def clipped_adam(
         step = carray(_floats(steps[p]), (1,))
         step[0] += 1
         rate = np.float32(lr / (1 - beta1 ** step[0]))
-        grow = np.float32(1 / math.sqrt(1 - beta2 ** step[0]))
-        small = np.float32(eps)
+        inverse_root = np.float32(1 / math.sqrt(1 - beta2 ** step[0]))
         for i in range(len(x)):
             g[i] *= scale
             m[i] += decay1 * (g[i] - m[i])
             v[i] = keep2 * v[i] + decay2 * g[i] * g[i]
-            x[i] -= rate * m[i] / (np.sqrt(v[i]) * grow + small)
+            x[i] -= rate * m[i] / (np.sqrt(v[i]) * inverse_root + small)
     return norm
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dqn_adapters.compute import kernel
 
 Row = list[int]
-"""Of a layer: what stands in its columns up to `VALUE`, then the pixels that it gathers."""
+"""A layer: its columns up to `VALUE`, then the pixels that it gathers."""
 
 
 def dense(
