@@ -18,9 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from dqn_adapters import checkpoint, stored
 from dqn_adapters import spaces as spaces_of
+from dqn_adapters.compute import Execution, as_stack
 from dqn_adapters.config import DQNConfig, checked_int, rejected
 from dqn_adapters.environments import Masks, as_masks, check_action_space, make_stepper
-from dqn_adapters.compute import Execution, as_stack
 from dqn_adapters.exploration import (
     LinearSchedule,
     beta_schedule,

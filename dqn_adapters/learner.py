@@ -186,9 +186,7 @@ class DQNLearner:
         self.counts["updates"] += 1
         return metrics
 
-    def train(
-        self, replay: ReplayBuffer, updates: int, batch_size: int
-    ) -> Sequence[UpdateMetrics]:
+    def train(self, replay: ReplayBuffer, updates: int, batch_size: int) -> Sequence[UpdateMetrics]:
         """A training phase: updates on batches that are drawn from replay, and its priorities.
 
         Args:

@@ -228,7 +228,6 @@ def main(
 ) -> None:
     """Measure ours and Stable-Baselines3's DQN on a GPU, or small on a CPU."""
     import torch
-
     from dqn_adapters.benchmark.files import replacing
 
     if network not in (None, *NETWORKS):

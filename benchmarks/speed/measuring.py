@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+from dqn_adapters.benchmark.files import replacing
 from numpy.typing import NDArray
 from scipy import stats
 
 from dqn_adapters.benchmark.executor import ONE_THREAD
-from dqn_adapters.benchmark.files import replacing
 from dqn_adapters.benchmark.provenance import usable_cores
 from speed.configurations import LOT, SMALL
 from speed.environments import Alone

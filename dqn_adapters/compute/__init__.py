@@ -61,10 +61,8 @@ class Compute:
         self._said: tuple[str, str | None] | None = None
         if execution == "auto":
             _warn_without_numba()
-        way, reason = self._choose("learn")
-        if execution == "kernel" and reason is not None:
-            raise ValueError(f"execution='kernel' cannot be used: {reason}")
-        del way
+        if execution == "kernel" and self.reason is not None:
+            raise ValueError(f"execution='kernel' cannot be used: {self.reason}")
 
     def __call__(self, use: Use) -> Eager:
         """What to compute with now."""
@@ -95,7 +93,9 @@ class Compute:
         """Log how updates are computed, at first and when it changes."""
         because = "" if reason is None else f": {reason}"
         fell_back = self._said is not None and reason is not None
-        level = logging.WARNING if fell_back or self._asked == "kernel" and reason else logging.INFO
+        level = (
+            logging.WARNING if fell_back or (self._asked == "kernel" and reason) else logging.INFO
+        )
         log.log(level, "DQN computes in %s%s", _DESCRIPTIONS[way.name], because)
         self._said = way.name, reason
 

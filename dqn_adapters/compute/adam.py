@@ -54,9 +54,7 @@ class CompiledAdam:
             self._shapes, self._tensors = shapes, Tensors([*shapes * 2, *kept])
             self._sizes = np.array([math.prod(shape) for shape in shapes], np.int64)
         max_norm = learner.config.max_grad_norm
-        found = self._tensors.disjoint(
-            [*map(IMPLEMENTATION, [*parameters, *gradients]), *state]
-        )
+        found = self._tensors.disjoint([*map(IMPLEMENTATION, [*parameters, *gradients]), *state])
         limit = math.inf if max_norm is None else max_norm
         norm = float(phase.step(*found, self._sizes, limit, *options))
         if norm < 0:

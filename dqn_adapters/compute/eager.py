@@ -188,9 +188,7 @@ class Eager:
         loss, td_error, q_value, td_target = self._gradient(batch)
         return UpdateMetrics(loss, td_error, q_value, td_target, self._finish(loss))
 
-    def train(
-        self, replay: ReplayBuffer, updates: int, batch_size: int
-    ) -> Sequence[UpdateMetrics]:
+    def train(self, replay: ReplayBuffer, updates: int, batch_size: int) -> Sequence[UpdateMetrics]:
         """A training phase; see `DQNLearner.train`."""
         phase = []
         for _ in range(updates):

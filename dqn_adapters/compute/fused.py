@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from dqn_adapters.compute.eager import Eager, Learner, StepRule, Use
+from dqn_adapters.compute.layout import GRAD_NORM, LOSS, seen_size
 from dqn_adapters.compute.plan import AsStack, NotTaken, Plan, plan_of
-from dqn_adapters.compute.seen import GRAD_NORM, LOSS, UpdateMetrics, seen_size
+from dqn_adapters.compute.seen import UpdateMetrics
 from dqn_adapters.compute.signature import (
     HOOKS,
     IMPLEMENTATION,
@@ -280,9 +281,7 @@ class Kernel(Eager):
         seen[GRAD_NORM] = self._finish(torch.tensor(seen[LOSS])).item()
         return UpdateMetrics.of(seen)
 
-    def train(
-        self, replay: ReplayBuffer, updates: int, batch_size: int
-    ) -> Sequence[UpdateMetrics]:
+    def train(self, replay: ReplayBuffer, updates: int, batch_size: int) -> Sequence[UpdateMetrics]:
         from dqn_adapters.compute import phase
 
         learner, learning = self._learner, self._learning

@@ -14,9 +14,10 @@ the same numbers wherever the compiler inlines it: in the process that compiles,
 the cache, and inside another compiled function. Sums that are worth vector instructions are BLAS
 calls. NaN and infinity spread as they do in torch.
 
-A network is a *plan*: an int64 array `(L, COLUMNS)` of a row for every layer, made by `dense` and
-`convolution`, in an order in which the source of a layer comes before it. Its tensors are the
-weights and biases of the layers in this order.
+A network is a *plan*: an int64 array of a row for every layer, in an order in which the source of a
+layer comes before it; see the columns, and `plan.make_plan`. Its tensors are the weights and biases
+of the layers in this order. A convolution is a dense layer that is used at several positions of an
+image: what each of them reads is gathered first.
 """
 
 from __future__ import annotations
@@ -27,106 +28,43 @@ from typing import Any
 import numpy as np
 from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
-# Columns of a plan.
-SOURCE = 0
-"""The layer whose outputs are read; `OBSERVATIONS_ARE_READ` for the observations."""
-CHANNELS, HEIGHT, WIDTH = 1, 2, 3
-"""The image that is read; that of a dense layer has one pixel."""
-KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W = 4, 5, 6, 7
-CHANNELS_LAST = 8
-"""Whether the image is read as `(H, W, C)`, not `(C, H, W)`. All outputs are channels-last."""
-POSITIONS = 9
-"""Places of the kernel in the image."""
-INPUTS, UNITS = 10, 11
-"""Numbers that a place reads (`C * KERNEL_H * KERNEL_W`) and numbers that it makes."""
-ACTIVATION = 12
-"""Behind the layer: `NONE`, `RELU`, `TANH`, `ELU` (of alpha 1)."""
-VALUE = 13
-"""In the last layer: the layer that makes V in a dueling head, where this one makes A; else -1."""
-OUTPUTS_AT, INPUTS_AT, END = 14, 15, 16
-"""Where in the numbers that a pass through the network keeps, counted per row of the batch, the
-layer's outputs begin, its inputs (-1: the observations are its inputs), and where both end."""
-COLUMNS = 17
-
-NONE, RELU, TANH, ELU = range(4)
+from dqn_adapters.compute import layout
+from dqn_adapters.compute.caching import compiled
+from dqn_adapters.compute.layout import (
+    ACTIONS,
+    ACTIVATION,
+    DISCOUNTS,
+    ELU,
+    END,
+    GATHERS,
+    GRAD_NORM,
+    GRADIENT,
+    INPUTS,
+    INPUTS_AT,
+    LOSS,
+    NEXT_ACTION_MASKS,
+    NEXT_OBSERVATIONS,
+    OBSERVATIONS,
+    ONLINE,
+    OUTPUTS_AT,
+    PIXELS,
+    POSITIONS,
+    RELU,
+    REWARDS,
+    ROWS,
+    SIZE,
+    SOURCE,
+    TANH,
+    TARGET,
+    UNITS,
+    VALUE,
+    WEIGHTS,
+)
 
 TINY = np.float32(2.0**-100)
 """First moments below this are 0. Those of a unit that is never active would decay to subnormal
-numbers, with which a processor computes a hundred times as slowly, and stay there."""
-
-# Rows of `tensors`: addresses of the parameters of both networks, of the gradient, and of what
-# Adam keeps of it.
-TARGET, ONLINE, GRADIENT, MOMENT1, MOMENT2, STEPS = range(6)
-
-# Addresses of a batch: the fields of a `Transition` in their order; 0 is None.
-OBSERVATIONS, ACTIONS, REWARDS, DISCOUNTS, NEXT_OBSERVATIONS, NEXT_ACTION_MASKS, WEIGHTS = range(7)
-
-# What an update saw: the loss, means of the absolute TD errors, of predictions and targets, the
-# norm of the gradient before clipping; then, from `ROWS` on, the B TD errors, predictions, targets.
-LOSS, TD_ERROR_MEAN, Q_VALUE_MEAN, TD_TARGET_MEAN, GRAD_NORM, ROWS = range(6)
-
-
-def dense(
-    source: int, inputs: int, units: int, activation: int = NONE, *, value: int = -1
-) -> list[int]:
-    """The row of a plan for a dense layer of weights `(units, inputs)`; see the columns.
-
-    A dense layer behind a convolution is a `convolution` whose kernel covers the image: torch
-    flattens images `(C, H, W)`, which is the order of such a kernel's weights.
-    """
-    return convolution(source, (inputs, 1, 1), (1, 1), (1, 1), units, activation, value=value)
-
-
-def convolution(
-    source: int,
-    image: tuple[int, int, int],
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    units: int,
-    activation: int = NONE,
-    *,
-    channels_last: bool = True,
-    value: int = -1,
-) -> list[int]:
-    """The row of a plan for a convolution of weights `(units, C, *kernel)`, without padding, over
-    images `(C, H, W)`; see the columns. Only observations are ever not channels-last."""
-    c, *size = image
-    places = [(n - k) // s + 1 for n, k, s in zip(size, kernel, stride, strict=True)]
-    geometry = [*image, *kernel, *stride, int(channels_last), math.prod(places)]
-    return [source, *geometry, c * math.prod(kernel), units, activation, value]
-
-
-def make_plan(*rows: list[int]) -> NDArray[np.int64]:
-    """The plan of the layers that `dense` and `convolution` describe.
-
-    Raises:
-        ValueError: a layer reads images of another size than its source makes.
-    """
-    plan = np.zeros((len(rows), COLUMNS), np.int64)
-    end = 0
-    for k, row in enumerate(rows):
-        layer = plan[k]
-        layer[: len(row)] = row
-        source, size = layer[SOURCE], math.prod(layer[[CHANNELS, HEIGHT, WIDTH]])
-        if source >= 0 and size != math.prod(plan[source, [POSITIONS, UNITS]]):
-            made = math.prod(plan[source, [POSITIONS, UNITS]])
-            raise ValueError(f"layer {k} reads {size} numbers; layer {source} makes {made}")
-        layer[OUTPUTS_AT] = end
-        end += layer[POSITIONS] * layer[UNITS]
-        if _gathers(layer):
-            layer[INPUTS_AT] = end
-            end += layer[POSITIONS] * layer[INPUTS]
-        else:
-            layer[INPUTS_AT] = plan[source, OUTPUTS_AT] if source >= 0 else -1
-        layer[END] = end
-    return plan
-
-
-def seen_size(rows: int) -> int:
-    """Numbers in what an update of a batch of so many rows saw."""
-    return ROWS + 3 * rows
+numbers, with which a processor computes many times as slowly, and stay there."""
 
 
 def _pointer_to(element: Any) -> Any:
@@ -146,29 +84,18 @@ floats_at = _pointer_to(types.float32)
 _ints = _pointer_to(types.int64)
 _bools = _pointer_to(types.boolean)
 
-_compiled = njit(cache=True, error_model="numpy")
+_compiled = compiled(layout)
+_inlined = njit(cache=True, error_model="numpy", inline="always")
 
 
-@njit(cache=True, error_model="numpy", inline="always")
-def _gathers(layer: Any) -> bool:
-    """Whether the numbers that the places of a layer read are gathered from an image."""
-    return bool(layer[HEIGHT] * layer[WIDTH] > 1)
-
-
-@_compiled
-def _empty_work(plan: Any, rows: int) -> Any:
-    """Room for the numbers of all layers: the outputs of each, and the inputs that it gathers."""
-    return np.empty(rows * plan[len(plan) - 1, END], np.float32)
-
-
-@njit(cache=True, error_model="numpy", inline="always")
+@_inlined
 def _outputs(plan: Any, k: int, work: Any, rows: int) -> Any:
     """The outputs `(rows * POSITIONS, UNITS)` of layer k in `work`."""
     places, units, start = rows * plan[k, POSITIONS], plan[k, UNITS], rows * plan[k, OUTPUTS_AT]
     return work[start : start + places * units].reshape((places, units))
 
 
-@njit(cache=True, error_model="numpy", inline="always")
+@_inlined
 def _inputs(plan: Any, k: int, observations: Any, work: Any, rows: int) -> Any:
     """The inputs `(rows * POSITIONS, INPUTS)` of layer k."""
     if plan[k, INPUTS_AT] < 0:
@@ -178,42 +105,23 @@ def _inputs(plan: Any, k: int, observations: Any, work: Any, rows: int) -> Any:
 
 
 @_compiled
-def _pixels(layer: Any) -> Any:
-    """uint32 `(POSITIONS * INPUTS,)`, where in an image each place finds its inputs, which are in
-    the order `(C, KERNEL_H, KERNEL_W)` of torch's weights."""
-    channels, height, width = layer[CHANNELS], layer[HEIGHT], layer[WIDTH]
-    pixels = np.empty(layer[POSITIONS] * layer[INPUTS], np.uint32)
-    i = 0
-    for top in range(0, height - layer[KERNEL_H] + 1, layer[STRIDE_H]):
-        for left in range(0, width - layer[KERNEL_W] + 1, layer[STRIDE_W]):
-            for c in range(channels):
-                for y in range(top, top + layer[KERNEL_H]):
-                    for x in range(left, left + layer[KERNEL_W]):
-                        if layer[CHANNELS_LAST]:
-                            pixels[i] = (y * width + x) * channels + c
-                        else:
-                            pixels[i] = (c * height + y) * width + x
-                        i += 1
-    return pixels
-
-
-@_compiled
-def _gather(images: Any, pixels: Any, x: Any, rows: int) -> None:
-    """Copy to x what the places of a layer read in as many images as there are rows."""
-    images, x = images.reshape((rows, images.size // rows)), x.reshape((rows, len(pixels)))
+def _gather(layer: Any, source: Any, x: Any, rows: int) -> None:
+    """Copy to x what the positions of a layer read in as many images as there are rows."""
+    images = source.reshape((rows, layer[SIZE]))
+    x = x.reshape((rows, layer[POSITIONS] * layer[INPUTS]))
     for i in range(rows):
-        for j in range(len(pixels)):
-            x[i, j] = images[i, pixels[j]]
+        for j in range(x.shape[1]):
+            x[i, j] = images[i, np.uint64(layer[PIXELS + j])]
 
 
 @_compiled
-def _scatter(d_x: Any, pixels: Any, d_images: Any, rows: int) -> None:
+def _scatter(layer: Any, d_source: Any, d_x: Any, rows: int) -> None:
     """Add the gradient of what `_gather` copied to that of the images."""
-    d_images = d_images.reshape((rows, d_images.size // rows))
-    d_x = d_x.reshape((rows, len(pixels)))
+    d_images = d_source.reshape((rows, layer[SIZE]))
+    d_x = d_x.reshape((rows, layer[POSITIONS] * layer[INPUTS]))
     for i in range(rows):
-        for j in range(len(pixels)):
-            d_images[i, pixels[j]] += d_x[i, j]
+        for j in range(d_x.shape[1]):
+            d_images[i, np.uint64(layer[PIXELS + j])] += d_x[i, j]
 
 
 @_compiled
@@ -251,16 +159,16 @@ def _deactivate(d_x: Any, x: Any, activation: int) -> None:
 @_compiled
 def _forward(plan: Any, layers: Any, observations: Any, work: Any) -> Any:
     """Q-values `(B, A)` of observations `(B, F)`; `work` keeps the numbers of all layers, see
-    `_start`."""
+    `OUTPUTS_AT`."""
     rows, last = len(observations), len(plan) - 1
     for k in range(len(plan)):
         layer = plan[k]
         x = _inputs(plan, k, observations, work, rows)
-        if _gathers(layer):
-            image = observations
+        if layer[GATHERS]:
+            source = observations
             if layer[SOURCE] >= 0:
-                image = _outputs(plan, layer[SOURCE], work, rows)
-            _gather(image, _pixels(layer), x, rows)
+                source = _outputs(plan, layer[SOURCE], work, rows)
+            _gather(layer, source, x, rows)
         weight = carray(floats_at(layers[k, 0]), (layer[UNITS], layer[INPUTS]))
         out = _outputs(plan, k, work, rows)
         np.dot(x, weight.T, out)
@@ -286,7 +194,7 @@ def _backward(
         gradient: int64 `(L, 2)`, addresses of where their gradients go.
         observations: float32 `(B, F)`, which `_forward` was called with.
         taken: int64 `(B,)`, the only outputs of the last layer that have a gradient; or `(0,)`.
-        work: What `_forward` left.
+        work: Filled by `_forward`.
         d_work: Like `work`. The gradient of the last layer's outputs (in a dueling head, of those
             of both last layers) is in its place there.
     """
@@ -303,7 +211,7 @@ def _backward(
         if source >= 0:
             d_source = _outputs(plan, source, d_work, rows)
             d_x = _inputs(plan, k, observations, d_work, rows)  # which may be `d_source`
-            if reached[source] and not _gathers(layer):
+            if reached[source] and not layer[GATHERS]:
                 d_x = np.empty((rows, width), np.float32)
         if k == last and len(taken):
             _backward_of_taken(x, weight, taken, d_out, d_weight, d_bias, d_x)
@@ -316,15 +224,14 @@ def _backward(
                     d_bias[j] += d_out[i, j]
             if source >= 0:
                 np.dot(d_out, weight, d_x)
-        if source < 0:
-            continue
-        if _gathers(layer):
-            if not reached[source]:
-                d_source[:] = 0
-            _scatter(d_x, _pixels(layer), d_source, rows)
-        elif reached[source]:
-            d_source += d_x
-        reached[source] = True
+        if source >= 0:
+            if layer[GATHERS]:
+                if not reached[source]:
+                    d_source[:] = 0
+                _scatter(layer, d_source, d_x, rows)
+            elif reached[source]:
+                d_source += d_x
+            reached[source] = True
 
 
 @_compiled
@@ -341,9 +248,8 @@ def _backward_of_taken(
         d_bias[action] += slope
         for j in range(x.shape[1]):
             d_weight[action, j] += slope * x[i, j]
-        if len(d_x):
-            for j in range(x.shape[1]):
-                d_x[i, j] = slope * weight[action, j]
+        for j in range(d_x.shape[1]):
+            d_x[i, j] = slope * weight[action, j]
 
 
 @_compiled
@@ -365,14 +271,14 @@ def greedy(plan: Any, layers: Any, observations: Any, legal: Any, actions: Any) 
     """argmax_a Q(s, a) over the legal actions.
 
     Args:
-        plan: int64 `(L, COLUMNS)`, the network.
+        plan: int64 `(L, PIXELS or more)`, the network.
         layers: int64 `(L, 2)`, addresses of its weights and biases.
         observations: float32 `(B, F)`, contiguous.
         legal: bool `(B, A)`, or `(0, A)`: all are.
         actions: int64 `(B,)`, where they go. (To return an array costs more than to fill one.)
     """
     rows = len(observations)
-    work = _empty_work(plan, rows)
+    work = np.empty(rows * plan[-1, END], np.float32)
     q_values = _forward(plan, layers, observations, work)
     for i in range(rows):
         actions[i] = _argmax(q_values[i], legal[i] if len(legal) else legal[:0, 0])
@@ -385,31 +291,28 @@ def td_gradient(
     """The TD loss of a batch and its gradient; see `learner.td_loss`.
 
     Args:
-        plan: int64 `(L, COLUMNS)`, the network.
+        plan: int64 `(L, PIXELS or more)`, the network.
         tensors: int64 `(3 or more, 2 L)`, addresses of the weights and biases of the target
             network, of those that are learned (which may be the same), and of their gradients;
-            rows `TARGET`, `ONLINE`, `GRADIENT`.
+            see `TARGET`.
         batch: int64 `(7,)`, addresses: the fields of a `Transition` in their order; 0 is None.
-        seen: float32 `(seen_size(B),)`, where it goes what the update saw; see `LOSS` and below.
-            `GRAD_NORM` is left as it is.
+        seen: float32 `(seen_size(B),)`, the report; see `LOSS`. `GRAD_NORM` is left as it is.
         double: The learned network selects the next action; else the target network does.
         mse: Squared errors; else Huber's loss.
-        delta: Of Huber's loss.
+        delta: TD error at which Huber's loss turns linear.
 
     Returns:
         False if the batch cannot be right (an action out of range, no legal next action where
         there is a next state); nothing is written then.
     """
-    rows, num_layers = (len(seen) - ROWS) // 3, len(plan)
-    last = num_layers - 1
+    rows, last = (len(seen) - ROWS) // 3, len(plan) - 1
     actions, value = plan[last, UNITS], plan[last, VALUE]
-    layers = tensors.reshape((len(tensors), num_layers, 2))
-    features = plan[0, CHANNELS] * plan[0, HEIGHT] * plan[0, WIDTH]
-    s = carray(floats_at(batch[OBSERVATIONS]), (rows, features))
+    layers = tensors.reshape((len(tensors), len(plan), 2))
+    s = carray(floats_at(batch[OBSERVATIONS]), (rows, plan[0, SIZE]))
     a = carray(_ints(batch[ACTIONS]), (rows,))
     rewards = carray(floats_at(batch[REWARDS]), (rows,))
     discounts = carray(floats_at(batch[DISCOUNTS]), (rows,))
-    s_next = carray(floats_at(batch[NEXT_OBSERVATIONS]), (rows, features))
+    s_next = carray(floats_at(batch[NEXT_OBSERVATIONS]), (rows, plan[0, SIZE]))
     masks, weighted = batch[NEXT_ACTION_MASKS], batch[WEIGHTS] != 0
     legal = carray(_bools(masks), (rows if masks else 0, actions))
     weights = carray(floats_at(batch[WEIGHTS]), (rows if weighted else 0,))
@@ -421,7 +324,7 @@ def td_gradient(
         if masks and discounts[i] != 0 and not legal[i].any():
             return False
 
-    work, d_work = _empty_work(plan, rows), _empty_work(plan, rows)
+    work = np.empty(rows * plan[last, END], np.float32)
     q_next = _forward(plan, layers[ONLINE if double else TARGET], s_next, work)
     selected = np.empty(rows, np.int64)
     for i in range(rows):
@@ -434,6 +337,7 @@ def td_gradient(
             target[i] += discounts[i] * q_next[i, selected[i]]
 
     q_values = _forward(plan, layers[ONLINE], s, work)
+    d_work = np.empty(len(work), np.float32)
     d_last = _outputs(plan, last, d_work, rows)  # of the Q-values, or of the advantages
     d_last[:] = 0
     totals = np.zeros(4)
@@ -468,13 +372,7 @@ def td_gradient(
 
 @_compiled
 def clipped_adam(
-    counts: Any,
-    tensors: Any,
-    max_norm: float,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
+    counts: Any, tensors: Any, max_norm: float, lr: float, beta1: float, beta2: float, eps: float
 ) -> float:
     """Clip the gradient to a global L2 norm (as `clip_grad_norm_`), in place; a step of Adam
     (Kingma & Ba 2015; as `torch.optim.Adam`).
@@ -501,7 +399,7 @@ def clipped_adam(
     ratio = max_norm / (norm + 1e-6) if max_norm < np.inf else 1.0
     scale = np.float32(1.0 if ratio > 1 else ratio)  # NaN stays NaN
     decay1, decay2 = np.float32(1 - beta1), np.float32(1 - beta2)
-    keep2 = np.float32(beta2)
+    keep2, small = np.float32(beta2), np.float32(eps)
     for p in range(len(counts)):
         x = carray(floats_at(parameters[p]), (counts[p],))
         g = carray(floats_at(gradients[p]), (counts[p],))
@@ -510,14 +408,13 @@ def clipped_adam(
         step = carray(floats_at(steps[p]), (1,))
         step[0] += 1
         rate = np.float32(lr / (1 - beta1 ** step[0]))
-        grow = np.float32(1 / math.sqrt(1 - beta2 ** step[0]))
-        small = np.float32(eps)
+        inverse_root = np.float32(1 / math.sqrt(1 - beta2 ** step[0]))
         for i in range(len(x)):
             g[i] *= scale
             first = m[i] + decay1 * (g[i] - m[i])
             m[i] = np.float32(0.0) if abs(first) < TINY else first
             v[i] = keep2 * v[i] + decay2 * g[i] * g[i]
-            x[i] -= rate * m[i] / (np.sqrt(v[i]) * grow + small)
+            x[i] -= rate * m[i] / (np.sqrt(v[i]) * inverse_root + small)
     return norm
 
 

@@ -9,14 +9,35 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, njit  # type: ignore[attr-defined]
+from numba import carray  # type: ignore[attr-defined]
 
-from dqn_adapters.compute import kernel
+from dqn_adapters.compute import extents, kernel, layout
+from dqn_adapters.compute.caching import compiled
 from dqn_adapters.compute.extents import locate, locate_disjoint
-from dqn_adapters.compute.seen import GRAD_NORM, LOSS, PER_BATCH
+from dqn_adapters.compute.layout import (
+    ACTIONS,
+    DISCOUNTS,
+    GRAD_NORM,
+    GRADIENT,
+    LOSS,
+    MOMENT1,
+    MOMENT2,
+    NEXT_ACTION_MASKS,
+    NEXT_OBSERVATIONS,
+    OBSERVATIONS,
+    ONLINE,
+    REWARDS,
+    ROWS,
+    STEPS,
+    TARGET,
+    WEIGHTS,
+)
 from dqn_adapters.replay import compiled as replay
 
-@njit(cache=True)
+_compiled = compiled(extents, kernel, layout, replay)
+
+
+@_compiled
 def act(
     functions: Any,
     implementations: Any,
@@ -34,7 +55,7 @@ def act(
     return misfit
 
 
-@njit(cache=True)
+@_compiled
 def _tensors(addresses: Any, parameters: int, rows: int) -> Any:
     """The first rows of the table that `kernel` takes.
 
@@ -45,21 +66,21 @@ def _tensors(addresses: Any, parameters: int, rows: int) -> Any:
         rows: How many rows are made.
     """
     tensors = np.empty((rows, parameters), np.int64)
-    own = len(addresses) // parameters - (2 if rows <= kernel.MOMENT1 else 5)  # 1: it has a target
+    own = len(addresses) // parameters - (2 if rows <= MOMENT1 else 5)  # 1: it has a target
     for p in range(parameters):
-        tensors[kernel.ONLINE, p] = addresses[p]
-        tensors[kernel.TARGET, p] = addresses[own * parameters + p]
-        tensors[kernel.GRADIENT, p] = addresses[(1 + own) * parameters + p]
-    if rows > kernel.MOMENT1:
+        tensors[ONLINE, p] = addresses[p]
+        tensors[TARGET, p] = addresses[own * parameters + p]
+        tensors[GRADIENT, p] = addresses[(1 + own) * parameters + p]
+    if rows > MOMENT1:
         state = addresses[(2 + own) * parameters :]
         for p in range(parameters):
-            tensors[kernel.STEPS, p] = state[3 * p]
-            tensors[kernel.MOMENT1, p] = state[3 * p + 1]
-            tensors[kernel.MOMENT2, p] = state[3 * p + 2]
+            tensors[STEPS, p] = state[3 * p]
+            tensors[MOMENT1, p] = state[3 * p + 1]
+            tensors[MOMENT2, p] = state[3 * p + 2]
     return tensors
 
 
-@njit(cache=True)
+@_compiled
 def _batch(functions: Any, implementations: Any, wanted: Any, fields: Any) -> Any:
     """The addresses of a batch as `kernel` takes them; empty if a tensor does not fit."""
     batch, found = np.zeros(7, np.int64), np.zeros(len(fields), np.int64)
@@ -70,7 +91,7 @@ def _batch(functions: Any, implementations: Any, wanted: Any, fields: Any) -> An
     return batch
 
 
-@njit(cache=True)
+@_compiled
 def gradient(
     functions: Any,
     implementations: Any,
@@ -100,11 +121,11 @@ def gradient(
     batch = _batch(functions, batch_implementations, batch_wanted, batch_fields)
     if len(batch) == 0:
         return False
-    tensors = _tensors(addresses, 2 * len(plan), kernel.GRADIENT + 1)
+    tensors = _tensors(addresses, 2 * len(plan), GRADIENT + 1)
     return kernel.td_gradient(plan, tensors, batch, seen, double, mse, delta)
 
 
-@njit(cache=True)
+@_compiled
 def update(
     functions: Any,
     implementations: Any,
@@ -137,22 +158,19 @@ def update(
     batch = _batch(functions, batch_implementations, batch_wanted, batch_fields)
     if len(batch) == 0:
         return False
-    tensors = _tensors(addresses, 2 * len(plan), kernel.STEPS + 1)
-    if not kernel.td_gradient(plan, tensors, batch, seen, double, mse, delta):
-        return False
-    if np.isfinite(seen[LOSS]):
-        seen[GRAD_NORM] = kernel.clipped_adam(
-            sizes, tensors[1:], max_norm, lr, beta1, beta2, eps
-        )
-    return True
+    tensors = _tensors(addresses, 2 * len(plan), STEPS + 1)
+    return kernel.update(
+        *(plan, sizes, tensors, batch, seen, double, mse, delta),
+        *(max_norm, lr, beta1, beta2, eps),
+    )
 
 
-@njit(cache=True)
+@_compiled
 def _sync(sizes: Any, tensors: Any, tau: Any) -> None:
     """target <- tau * online + (1 - tau) * target; see `DQNLearner.sync_target`."""
     for p in range(len(sizes)):
-        target = carray(kernel.floats_at(tensors[kernel.TARGET, p]), (sizes[p],))
-        online = carray(kernel.floats_at(tensors[kernel.ONLINE, p]), (sizes[p],))
+        target = carray(kernel.floats_at(tensors[TARGET, p]), (sizes[p],))
+        online = carray(kernel.floats_at(tensors[ONLINE, p]), (sizes[p],))
         for i in range(len(target)):
             # As torch computes it: exact at either end.
             if tau < 0.5:
@@ -161,7 +179,7 @@ def _sync(sizes: Any, tensors: Any, tau: Any) -> None:
                 target[i] = online[i] - (online[i] - target[i]) * (np.float32(1) - tau)
 
 
-@njit(cache=True)
+@_compiled
 def step(
     functions: Any,
     implementations: Any,
@@ -183,11 +201,11 @@ def step(
     """
     if locate_disjoint(functions, implementations, wanted, addresses, known) >= 0:
         return -1.0
-    tensors = _tensors(addresses, len(sizes), kernel.STEPS + 1)
+    tensors = _tensors(addresses, len(sizes), STEPS + 1)
     return kernel.clipped_adam(sizes, tensors[1:], max_norm, lr, beta1, beta2, eps)
 
 
-@njit(cache=True)
+@_compiled
 def phase(
     functions: Any,
     implementations: Any,
@@ -247,20 +265,20 @@ def phase(
     """
     if locate_disjoint(functions, implementations, wanted, addresses, known) >= 0:
         return -1, largest
-    tensors = _tensors(addresses, 2 * len(plan), kernel.STEPS + 1)
+    tensors = _tensors(addresses, 2 * len(plan), STEPS + 1)
     size, features = slots.shape[1], observations.shape[1]
     s, s_next = np.empty((size, features), np.float32), np.empty((size, features), np.float32)
     a, r, d = np.empty(size, np.int64), np.empty(size, np.float32), np.empty(size, np.float32)
     legal = np.empty((size if len(masks) else 0, masks.shape[1]), np.bool_)
     weights = np.empty(size if len(nodes) else 0, np.float32)
     batch = np.zeros(7, np.int64)
-    batch[kernel.OBSERVATIONS], batch[kernel.ACTIONS] = s.ctypes.data, a.ctypes.data
-    batch[kernel.REWARDS], batch[kernel.DISCOUNTS] = r.ctypes.data, d.ctypes.data
-    batch[kernel.NEXT_OBSERVATIONS] = s_next.ctypes.data
+    batch[OBSERVATIONS], batch[ACTIONS] = s.ctypes.data, a.ctypes.data
+    batch[REWARDS], batch[DISCOUNTS] = r.ctypes.data, d.ctypes.data
+    batch[NEXT_OBSERVATIONS] = s_next.ctypes.data
     if len(masks):
-        batch[kernel.NEXT_ACTION_MASKS] = legal.ctypes.data
+        batch[NEXT_ACTION_MASKS] = legal.ctypes.data
     if len(nodes):
-        batch[kernel.WEIGHTS] = weights.ctypes.data
+        batch[WEIGHTS] = weights.ctypes.data
     for k in range(len(slots)):
         drawn = slots[k]
         if len(nodes):
@@ -283,6 +301,6 @@ def phase(
             sizes, tensors[1:], max_norm, lr, beta1, beta2, eps
         )
         if len(nodes):
-            td_errors = seen[k, PER_BATCH : PER_BATCH + size].astype(np.float64)
+            td_errors = seen[k, ROWS : ROWS + size].astype(np.float64)
             _, largest = replay.set_priorities(nodes, starts, drawn, td_errors, alpha, largest)
     return len(slots), largest

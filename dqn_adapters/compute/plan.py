@@ -1,6 +1,6 @@
 """Which networks the kernel takes, and how it sees them.
 
-A network is a *plan*: an int64 array `(L, COLUMNS)` of a row for every layer, in an order in which
+A network is a *plan*: an int64 array of a row for every layer (see `layout`), in an order in which
 the source of a layer comes before it. Its tensors are the weights and biases of the layers in this
 order.
 """
@@ -15,38 +15,39 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import nn
 
+from dqn_adapters.compute.layout import (
+    ACTIVATION,
+    ELU,
+    END,
+    GATHERS,
+    INPUTS,
+    INPUTS_AT,
+    NONE,
+    OUTPUTS_AT,
+    PIXELS,
+    POSITIONS,
+    RELU,
+    SIZE,
+    SOURCE,
+    TANH,
+    UNITS,
+    VALUE,
+)
 from dqn_adapters.networks import BinaryCNN, DuelingHead, QNetwork
 
-# Columns of a plan.
-SOURCE = 0
-"""The layer whose outputs are read; `OBSERVED` for the observations."""
-CHANNELS, HEIGHT, WIDTH = 1, 2, 3
-"""The image that is read; that of a dense layer has one pixel."""
-KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W = 4, 5, 6, 7
-CHANNELS_LAST = 8
-"""Whether the image is read as `(H, W, C)`, not `(C, H, W)`. All outputs are channels-last."""
-POSITIONS = 9
-"""Places of the kernel in the image."""
-INPUTS, UNITS = 10, 11
-"""Numbers that a place reads (`C * KERNEL_H * KERNEL_W`) and numbers that it makes."""
-ACTIVATION = 12
-"""Behind the layer: `NONE`, `RELU`, `TANH`, `ELU` (with alpha 1)."""
-VALUE = 13
-"""In the last layer: the layer that makes V in a dueling head, where this one makes A; else -1."""
-OUTPUTS_AT, INPUTS_AT, END = 14, 15, 16
-"""Where in the numbers that a pass through the network keeps, counted per row of the batch, the
-layer's outputs begin, its inputs (-1: the observations are its inputs), and where both end."""
-COLUMNS = 17
-
-NONE, RELU, TANH, ELU = range(4)
 OBSERVED = -1
+"""The source of the first layer."""
 
 MAX_UNITS = 1024
 """Networks with a wider layer are left to torch: there the products are all, and torch has the
 better ones, on all cores."""
+
+MAX_GATHERED = 50_000
+"""Convolutions over larger images are left to torch: its own gather nothing."""
 
 Image = tuple[int, int, int]
 """Channels, height, width."""
@@ -165,8 +166,9 @@ class _Builder:
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
-        self._rows: list[list[int]] = []
+        self._rows: list[Row] = []
         self._layers: list[nn.Module] = []
+        self._images: list[Image] = []  # what the layers make
         self._image: Image | None = stack.image  # what the next layer reads, while it is one
         self._flattens = stack.flattens
 
@@ -186,15 +188,13 @@ class _Builder:
             raise NotTaken("its last module is not a linear layer")
         if max(row[UNITS] for row in self._rows) > MAX_UNITS:
             raise NotTaken(f"a layer has more than {MAX_UNITS} units")
-        image: tuple[int, ...] | None = None
-        if type(self._layers[0]) is nn.Conv2d:
-            image = tuple(first[CHANNELS : WIDTH + 1])
-            if self._stack.channels_last:
-                image = (*image[1:], image[0])
+        image = self._stack.image if type(self._layers[0]) is nn.Conv2d else None
+        if image is not None and self._stack.channels_last:
+            image = (*image[1:], image[0])
         return Plan(
-            table=make_table(self._rows),
+            table=make_plan(self._rows),
             layers=self._layers,
-            features=math.prod(first[CHANNELS : WIDTH + 1]),
+            features=first[SIZE],
             num_actions=last[UNITS],
             converts=self._stack.converts,
             flattens=self._flattens,
@@ -225,23 +225,26 @@ class _Builder:
             raise NotTaken(f"{module} does not follow a layer")
         self._rows[-1][ACTIVATION] = activation
 
-    def _add_linear(
-        self, layer: nn.Linear, source: int | None = None, value: int = -1
-    ) -> None:
+    def _append(self, layer: nn.Module, row: Row, makes: Image) -> None:
+        self._rows.append(row)
+        self._layers.append(layer)
+        self._images.append(makes)
+
+    def _add_linear(self, layer: nn.Linear, source: int | None = None) -> None:
         weight, _ = _tensors(layer)
         source = len(self._rows) - 1 if source is None else source
         units, inputs = weight.shape
-        if source != OBSERVED and inputs != _outputs(self._rows[source]):
+        image = (inputs, 1, 1) if source == OBSERVED else self._images[source]
+        if inputs != math.prod(image):
             raise NotTaken(f"{layer} does not take what the layer before it makes")
         if self._image not in (None, FLAT):
             raise NotTaken(f"{layer} reads images")
-        if source == OBSERVED or self._rows[source][POSITIONS] == 1:
-            self._rows.append([source, inputs, *[1] * 6, 0, 1, inputs, units, NONE, value])
+        if image[1:] == (1, 1):
+            row = dense(source, inputs, units)
         else:  # torch flattens (C, H, W), the order of the weights of a kernel over the whole image
-            image = _output_image(self._rows[source])
-            self._rows.append(_convolution(source, image, image[1:], (1, 1), units, False, value))
+            row = convolution(source, image, image[1:], (1, 1), units)
+        self._append(layer, row, (units, 1, 1))
         self._image = None
-        self._layers.append(layer)
 
     def _add_convolution(self, layer: nn.Conv2d) -> None:
         weight, _ = _tensors(layer)
@@ -251,20 +254,24 @@ class _Builder:
             and layer.groups == 1
             and layer.padding_mode == "zeros"
         )
-        units, channels, *kernel = weight.shape
+        units, channels, height, width = weight.shape
         if not plain or self._flattens:
             raise NotTaken(f"{layer} is not a convolution without padding over an image")
         image = self._image
-        if image in (None, FLAT):
+        if image is None or image == FLAT:
             raise NotTaken(f"{layer} reads images of a size that is not known")
-        if image[0] != channels or any(n < k for n, k in zip(image[1:], kernel, strict=True)):
+        if image[0] != channels or image[1] < height or image[2] < width:
             raise NotTaken(f"{layer} does not take what is before it")
-        last = self._stack.channels_last if not self._rows else True
-        stride = layer.stride
-        row = _convolution(len(self._rows) - 1, image, kernel, stride, units, not last)
-        self._rows.append(row)
-        self._layers.append(layer)
-        self._image = _output_image(row)
+        down, right = layer.stride
+        last = bool(self._rows) or self._stack.channels_last
+        row = convolution(
+            *(len(self._rows) - 1, image, (height, width), (down, right), units),
+            channels_last=last,
+        )
+        if len(row) > MAX_GATHERED:
+            raise NotTaken(f"{layer} reads more than {MAX_GATHERED} numbers of an image")
+        self._image = units, (image[1] - height) // down + 1, (image[2] - width) // right + 1
+        self._append(layer, row, self._image)
 
     def _add_dueling(self, head: DuelingHead) -> None:
         source, makers = len(self._rows) - 1, []
@@ -289,47 +296,77 @@ class _Builder:
         self._rows[makers[1]][VALUE] = makers[0]
 
 
-def make_table(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    """The table of a plan, from its rows up to `VALUE`."""
-    table = np.zeros((len(rows), COLUMNS), np.int64)
+Row = list[int]
+"""A layer: its columns up to `VALUE`, then the pixels that it gathers."""
+
+
+def dense(source: int, inputs: int, units: int, activation: int = NONE, *, value: int = -1) -> Row:
+    """A dense layer of weights `(units, inputs)`.
+
+    One that reads the images of a convolution is a `convolution` whose kernel covers the image:
+    torch flattens images `(C, H, W)`, which is the order of such a kernel's weights.
+    """
+    return [source, inputs, 1, inputs, units, activation, value]
+
+
+def convolution(
+    source: int,
+    image: tuple[int, int, int],
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    units: int,
+    activation: int = NONE,
+    *,
+    channels_last: bool = True,
+    value: int = -1,
+) -> Row:
+    """A convolution of weights `(units, C, *kernel_size)`, without padding.
+
+    Args:
+        source: The layer that makes the images; -1: they are the observations.
+        image: Their shape `(C, H, W)`.
+        kernel_size: Height and width.
+        stride: Downwards and to the right.
+        units: Channels that it makes.
+        activation: Behind it.
+        channels_last: The numbers come in the order `(H, W, C)`, as those of all layers do.
+        value: See `layout.VALUE`.
+    """
+    c, h, w = image
+    places = np.arange(c * h * w).reshape((h, w, c) if channels_last else image)
+    if channels_last:
+        places = places.transpose(2, 0, 1)
+    windows = sliding_window_view(places, kernel_size, (1, 2))[:, :: stride[0], :: stride[1]]
+    pixels = windows.transpose(1, 2, 0, 3, 4)  # (positions down, right, C, *kernel_size)
+    positions, inputs = math.prod(pixels.shape[:2]), math.prod(pixels.shape[2:])
+    return [source, c * h * w, positions, inputs, units, activation, value, *pixels.flat]
+
+
+def make_plan(rows: list[Row]) -> NDArray[np.int64]:
+    """The plan of a network of these layers.
+
+    Raises:
+        ValueError: a layer reads more or fewer numbers than its source makes.
+    """
+    head = VALUE + 1
+    plan = np.zeros((len(rows), PIXELS + max(len(row) - head for row in rows)), np.int64)
     end = 0
-    for layer, row in zip(table, rows, strict=True):
-        layer[: len(row)] = row
+    for layer, row in zip(plan, rows, strict=True):
+        pixels = row[head:]
+        layer[:head] = row[:head]
+        layer[PIXELS : PIXELS + len(pixels)] = pixels
+        source, size = layer[SOURCE], layer[SIZE]
+        made = size if source < 0 else math.prod(plan[source, [POSITIONS, UNITS]])
+        if size != made:
+            raise ValueError(f"a layer reads {size} numbers of layer {source}, which makes {made}")
         layer[OUTPUTS_AT] = end
         end += layer[POSITIONS] * layer[UNITS]
-        if layer[HEIGHT] * layer[WIDTH] > 1:  # its numbers are gathered from an image
-            layer[INPUTS_AT] = end
+        layer[INPUTS_AT] = -1 if source < 0 else plan[source, OUTPUTS_AT]
+        if pixels:
+            layer[GATHERS], layer[INPUTS_AT] = 1, end
             end += layer[POSITIONS] * layer[INPUTS]
-        else:
-            source = layer[SOURCE]
-            layer[INPUTS_AT] = table[source, OUTPUTS_AT] if source != OBSERVED else -1
         layer[END] = end
-    return table
-
-
-def _convolution(
-    source: int,
-    image: Image,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    units: int,
-    channels_first: bool,
-    value: int = -1,
-) -> list[int]:
-    channels, *size = image
-    places = [(n - k) // s + 1 for n, k, s in zip(size, kernel, stride, strict=True)]
-    geometry = [*image, *kernel, *stride, int(not channels_first), math.prod(places)]
-    return [source, *geometry, channels * math.prod(kernel), units, NONE, value]
-
-
-def _output_image(row: Sequence[int]) -> Image:
-    height = (row[HEIGHT] - row[KERNEL_H]) // row[STRIDE_H] + 1
-    width = (row[WIDTH] - row[KERNEL_W]) // row[STRIDE_W] + 1
-    return row[UNITS], height, width
-
-
-def _outputs(row: Sequence[int]) -> int:
-    return row[UNITS] * row[POSITIONS]
+    return plan
 
 
 def _leaves(modules: Sequence[nn.Module]) -> Iterator[nn.Module]:

@@ -1,8 +1,4 @@
-"""What a gradient update saw of its batch, as one row of float32 numbers.
-
-A row holds five numbers for the whole batch of B transitions and then three values for each of
-them: B TD errors, B predictions, B targets.
-"""
+"""What a gradient update saw of its batch; compiled code reports it as a row of `layout`."""
 
 from __future__ import annotations
 
@@ -14,17 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-LOSS, TD_ERROR, Q_VALUE, TD_TARGET, GRAD_NORM, PER_BATCH = range(6)
-"""Places of the numbers for the whole batch: the loss, the means of the absolute TD error, of the
-prediction and of the target, the norm of the gradient before clipping; and how many they are."""
-
-PER_ROW = 3
-"""Values for each transition: its TD error, prediction and target."""
-
-
-def seen_size(batch_size: int) -> int:
-    """The length of a row."""
-    return PER_BATCH + PER_ROW * batch_size
+from dqn_adapters.compute.layout import GRAD_NORM, LOSS, PER_ROW, ROWS
 
 
 @dataclass(eq=False)
@@ -59,12 +45,12 @@ class UpdateMetrics:
         if name not in METRICS or self._seen is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         seen = torch.from_numpy(self._seen)
-        per_row = seen[PER_BATCH:].view(PER_ROW, -1).unbind()
+        per_row = seen[ROWS:].view(PER_ROW, -1).unbind()
         self.__dict__.update(zip(METRICS, (seen[LOSS], *per_row, seen[GRAD_NORM]), strict=True))
         return self.__dict__[name]
 
 
-METRICS = tuple(part.name for part in fields(UpdateMetrics))[:PER_BATCH]
+METRICS = tuple(part.name for part in fields(UpdateMetrics))[:ROWS]
 
 
 def mean_metrics(metrics: Sequence[UpdateMetrics]) -> dict[str, float]:
@@ -73,7 +59,7 @@ def mean_metrics(metrics: Sequence[UpdateMetrics]) -> dict[str, float]:
     Returns:
         `loss`, `td_error` (of its absolute value), `q_value`, `td_target`, `grad_norm`.
     """
-    rows = [update._seen[:PER_BATCH].tolist() for update in metrics if update._seen is not None]
+    rows = [update._seen[:ROWS].tolist() for update in metrics if update._seen is not None]
     if len(rows) == len(metrics):
         means = [sum(values) / len(rows) for values in zip(*rows, strict=True)]
         return dict(zip(METRICS, means, strict=True))

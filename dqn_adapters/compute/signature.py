@@ -46,8 +46,8 @@ _GLOBAL_STEP_HOOKS = (
 _CALL = nn.Module.__call__
 
 HOOKS = RemovableHandle
-"""Its `next_id` grows with every hook that is registered anywhere: of a module, of all modules, of a
-tensor, of an optimiser. While it is the same, no hook is new."""
+"""Its `next_id` grows with every hook that is registered anywhere: of a module, of all modules, of
+a tensor, of an optimiser. While it is the same, no hook is new."""
 _STEP = inspect.unwrap(torch.optim.Adam.step).__code__
 _FILES = {_STEP.co_filename, torch_optimizer.__file__, lr_scheduler.__file__}
 

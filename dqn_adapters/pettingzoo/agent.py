@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike
 
 from dqn_adapters import checkpoint, stored
 from dqn_adapters.agent import resolve_device
+from dqn_adapters.compute import Execution
 from dqn_adapters.config import DQNConfig, checked_int, rejected
 from dqn_adapters.environments import Masks, ObservationView, check_action_space
-from dqn_adapters.compute import Execution
 from dqn_adapters.exploration import check_action_masks
 from dqn_adapters.finite import as_reward, moment
 from dqn_adapters.learner import UpdateMetrics

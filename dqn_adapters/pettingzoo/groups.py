@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dqn_adapters import stored
 from dqn_adapters.agent import learner_state_for
+from dqn_adapters.compute import Execution, as_stack
 from dqn_adapters.config import DQNConfig, checked_float, checked_int
 from dqn_adapters.environments import (
     MASK,
@@ -23,7 +24,6 @@ from dqn_adapters.environments import (
     as_masks,
     check_action_space,
 )
-from dqn_adapters.compute import Execution, as_stack
 from dqn_adapters.exploration import beta_schedule, epsilon_greedy, epsilon_schedule
 from dqn_adapters.finite import check_finite
 from dqn_adapters.learner import DQNLearner, UpdateMetrics

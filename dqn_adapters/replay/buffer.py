@@ -437,9 +437,7 @@ class ReplayBuffer:
         if self._tree is None:
             if compiled is not None and count < 2**32:
                 slots, bits = np.empty(batch_size, np.int64), self.random_bits
-                compiled.draw(
-                    bits.next_uint32, bits.state, oldest, count, self.capacity, slots
-                )
+                compiled.draw(bits.next_uint32, bits.state, oldest, count, self.capacity, slots)
                 return slots
             numbers = self.generator.integers(count, size=batch_size)
             return (oldest + numbers) % self.capacity if oldest else numbers

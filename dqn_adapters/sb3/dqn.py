@@ -15,13 +15,13 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from dqn_adapters.compute import Execution
 from dqn_adapters.config import DQNConfig, Loss, TargetUpdateUnit, Variant
 from dqn_adapters.environments import Masks, as_masks
-from dqn_adapters.compute import Execution
 from dqn_adapters.exploration import beta_schedule, epsilon_greedy, epsilon_schedule
 from dqn_adapters.learner import DQNLearner, UpdateMetrics, mean_metrics
-from dqn_adapters.replay import ReplayBuffer
 from dqn_adapters.overrides import Methods
+from dqn_adapters.replay import ReplayBuffer
 from dqn_adapters.sb3.buffers import (
     CoreReplayBuffer,
     has_own_replay,
@@ -42,7 +42,13 @@ from dqn_adapters.sb3.host import (
     keep_online,
 )
 from dqn_adapters.sb3.masks import with_mask_info
-from dqn_adapters.sb3.policies import as_stack, has_stock_methods, masked_greedy, q_values, sees_images
+from dqn_adapters.sb3.policies import (
+    as_stack,
+    has_stock_methods,
+    masked_greedy,
+    q_values,
+    sees_images,
+)
 from dqn_adapters.sb3.policies import dueling as with_dueling_head
 from dqn_adapters.sb3.resume import load_full, save_full
 from dqn_adapters.sb3.streams import continue_streams, get_streams, set_streams

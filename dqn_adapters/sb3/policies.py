@@ -13,9 +13,9 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 
-from dqn_adapters.environments import Masks
 from dqn_adapters.compute import Stack
 from dqn_adapters.compute.signature import has_global_hooks, is_stock, torch_is_plain
+from dqn_adapters.environments import Masks
 from dqn_adapters.networks import q_head, scaled_images
 from dqn_adapters.overrides import Methods
 from dqn_adapters.targets import greedy_actions

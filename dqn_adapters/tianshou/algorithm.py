@@ -21,8 +21,8 @@ from tianshou.utils.lagged_network import EvalModeModuleWrapper
 from tianshou.utils.torch_utils import torch_device
 
 from dqn_adapters import stored
-from dqn_adapters.config import DQNConfig, checked_float, rejected
 from dqn_adapters.compute import Execution
+from dqn_adapters.config import DQNConfig, checked_float, rejected
 from dqn_adapters.exploration import (
     beta_schedule,
     current_epsilon,
