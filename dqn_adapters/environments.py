@@ -372,7 +372,7 @@ def check_action_space(space: spaces.Space[Any]) -> spaces.Discrete:
 
 
 def _are_finite(array: NDArray[Any]) -> bool:
-    return np.count_nonzero(np.isfinite(array)) == array.size  # half the time of `all`
+    return bool(np.count_nonzero(np.isfinite(array)) == array.size)  # half the time of `all`
 
 
 def _as_row(array: NDArray[Any]) -> NDArray[Any]:
