@@ -228,7 +228,7 @@ def main(
 ) -> None:
     """Measure ours and Stable-Baselines3's DQN on a GPU, or small on a CPU."""
     import torch
-    from dqn_adapters.benchmark.files import replacing
+    from dqn_adapters.files import replacing_text
 
     if network not in (None, *NETWORKS):
         raise typer.BadParameter(f"--network {network}: it must be one of {', '.join(NETWORKS)}")
@@ -244,7 +244,7 @@ def main(
             f"{outcome.rate:,.0f} steps/s, difference {outcome.difference:.1e}",
             flush=True,
         )
-        with replacing(json_) as file:
+        with replacing_text(json_) as file:
             file.write(json.dumps(outcomes, indent=2) + "\n")
     if not all(outcome["equal"] for outcome in outcomes):
         print(f"error: parameters differ by more than {TOLERANCE:g}", file=sys.stderr)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from dqn_adapters.benchmark.files import replacing
+from dqn_adapters.files import replacing_text
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -252,5 +252,5 @@ def _environment() -> dict[str, str]:
 
 def write_json(path: Path, results: Sequence[Result]) -> None:
     """Write the results as a list of rows; the file is written beside and renamed."""
-    with replacing(path) as file:
+    with replacing_text(path) as file:
         file.write(json.dumps([asdict(result) for result in results], indent=2) + "\n")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import warnings
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from dqn_adapters.compute.adam import CompiledAdam
 from dqn_adapters.compute.compiled import Compiled

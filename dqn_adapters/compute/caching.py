@@ -23,7 +23,7 @@ def compiled(*sources: ModuleType) -> Callable[[Callable[..., Any]], Any]:
     stamps = tuple(_stamp(module) for module in sources)
 
     def decorate(function: Callable[..., Any]) -> Any:
-        dispatcher = njit(cache=True, error_model="numpy")(function)
+        dispatcher: Any = njit(cache=True, error_model="numpy")(function)
         file = dispatcher._cache._cache_file
         file._source_stamp = (file._source_stamp, *stamps)
         return dispatcher

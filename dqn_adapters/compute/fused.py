@@ -384,7 +384,8 @@ class _Batch:
 
 
 def _flat(observations: Any) -> torch.Tensor:
-    return observations.to(_FLOAT).reshape(len(observations), -1).contiguous()
+    rows: torch.Tensor = observations.to(_FLOAT).reshape(len(observations), -1).contiguous()
+    return rows
 
 
 @functools.lru_cache(maxsize=8)

@@ -106,7 +106,7 @@ def gradient(
     double: bool,
     mse: bool,
     delta: float,
-) -> bool:
+) -> Any:
     """`kernel.td_gradient` on a batch of tensors.
 
     Args:
@@ -146,7 +146,7 @@ def update(
     beta1: float,
     beta2: float,
     eps: float,
-) -> bool:
+) -> Any:
     """`gradient`, and then, if the loss is finite, `kernel.clipped_adam`.
 
     Args:
@@ -192,7 +192,7 @@ def step(
     beta1: float,
     beta2: float,
     eps: float,
-) -> float:
+) -> Any:
     """`kernel.clipped_adam`; -1 if a tensor does not fit, and then nothing is written.
 
     Args:

@@ -218,7 +218,7 @@ class _Builder:
 
     def _activate(self, module: nn.Module) -> None:
         known = {nn.ReLU: RELU, nn.Tanh: TANH, nn.ELU: ELU}
-        activation = known.get(type(module))  # type: ignore[call-overload]
+        activation = known.get(type(module))
         if activation is None or (type(module) is nn.ELU and module.alpha != 1.0):
             raise NotTaken(f"{module} is not one of its layers or activations")
         if not self._rows or self._rows[-1][ACTIVATION] != NONE:

@@ -87,7 +87,7 @@ class RandomBits(NamedTuple):
     """What they are called with."""
 
 
-_NO_BITS = None, RandomBits(0, 0, 0)
+_NO_BITS: tuple[Any, RandomBits] = (None, RandomBits(0, 0, 0))
 
 # Of the fields of a step that compiled code stores.
 _SHAPE, _DTYPE = operator.attrgetter("shape"), operator.attrgetter("dtype")
@@ -570,7 +570,7 @@ class ReplayBuffer:
         rows, compiled = self.tables, loops()
         if compiled is None or rows is None or rows[0].dtype != np.float32:
             return None
-        if indices.dtype != np.int64 or indices.ndim != 1 or len(self._storage.shape) != 1:
+        if indices.dtype != np.int64 or indices.ndim != 1 or len(self._storage.shape or ()) != 1:
             return None
         if (
             self._reused is None

@@ -200,7 +200,8 @@ class FrameStorage:
             )
         self.capacity = capacity
         self.oldest = 0
-        self.shape = space.shape
+        self.shape: tuple[int, ...] | None = space.shape
+        self._stack_shape = space.shape
         frame = (space.shape[0] // stack, *space.shape[1:])
         self._room = capacity + capacity // 32 + 4 * stack * num_streams
         self._frames = np.zeros((self._room, *frame), space.dtype)
@@ -289,10 +290,10 @@ class FrameStorage:
             out = out.reshape(*places.shape, *self._frames.shape[1:])
         stacks = _take(self._frames, places, out)
         assert not isinstance(stacks, dict)
-        return stacks.reshape(len(places), *self.shape)
+        return stacks.reshape(len(places), *self._stack_shape)
 
     def check(self, observations: Arrays, count: int, name: str) -> None:
-        check_shape(name, observations, (count, *self.shape))
+        check_shape(name, observations, (count, *self._stack_shape))
 
     def state_dict(self, size: int) -> dict[str, Any]:
         used = min(self._added, self._room)

@@ -301,7 +301,9 @@ class DQN(Collecting):
         warmup = self.num_timesteps < learning_starts
         assert self._last_obs is not None
         if not warmup and not _PREDICTION.are_those_of(self):
-            masks = {} if self._action_masks is None else {"action_masks": self._action_masks}
+            masks: dict[str, Any] = {}
+            if self._action_masks is not None:
+                masks["action_masks"] = self._action_masks
             actions, _ = self.predict(self._last_obs, deterministic=False, **masks)
             return actions, actions - self.action_space.start
         epsilon = 1.0 if warmup else self.exploration_rate
