@@ -13,7 +13,13 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from dqn_adapters.stored import check_array, check_count, check_mapping, check_range
+from dqn_adapters.stored import (
+    check_array,
+    check_count,
+    check_mapping,
+    check_range,
+    check_values,
+)
 from dqn_adapters.transition import Arrays, map_arrays
 
 Slots = slice | NDArray[np.int64]
@@ -84,6 +90,7 @@ class DenseStorage:
     def __init__(self, capacity: int, space: spaces.Space[Any]) -> None:
         self.capacity = capacity
         self.oldest = 0
+        self._space = space
         self._arrays = {
             name: _empty(capacity, space) for name in ("observations", "next_observations")
         }
@@ -156,6 +163,7 @@ class DenseStorage:
         check_mapping("storage", state)
         for name, arrays in self._arrays.items():
             check_stored(name, arrays, state.get(name), size)
+            check_values(f"{name} of the stored buffer", state[name], self._space)
         return 0
 
     def load_state_dict(self, state: Any, size: int, added: int) -> None:
