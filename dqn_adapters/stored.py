@@ -81,6 +81,26 @@ def check_finite_values(name: str, values: NDArray[Any]) -> None:
         raise ValueError(f"{name} must be finite, got {values.ravel()[wrong[0]]} at {wrong[0]}")
 
 
+def check_values(name: str, values: Any, space: spaces.Space[Any]) -> None:
+    """Raise unless stored observations are such as a network encodes by their number: those of a
+    Discrete and of a MultiDiscrete are in the range of their space.
+
+    Args:
+        name: How messages call them.
+        values: `(N, ...)`, or a dictionary of such arrays.
+        space: Of one observation.
+    """
+    if isinstance(space, spaces.Dict):
+        for key, part in space.spaces.items():
+            check_values(f"{name}.{key}", values[key], part)
+    elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        counts = space.n if isinstance(space, spaces.Discrete) else space.nvec
+        wrong = np.argwhere((values < space.start) | (values - space.start >= counts))
+        if len(wrong):
+            place = tuple(wrong[0].tolist())
+            raise ValueError(f"{name} must be in {space}, got {values[place]} at {place}")
+
+
 def check_generator(name: str, value: Any, generator: np.random.Generator) -> dict[str, Any]:
     """The value, a state of the generator's kind of random stream."""
     probe = copy.deepcopy(generator.bit_generator)
@@ -292,7 +312,11 @@ def _entries(optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
             small = nn.Parameter(torch.zeros(2, 3, dtype=parameter.dtype, device=parameter.device))
             memo[id(parameter)] = small
     for entries in optimizer.state.values():
-        memo.update((id(value), None) for value in entries.values())
+        memo.update(
+            (id(value), torch.zeros(()))
+            for value in entries.values()
+            if isinstance(value, torch.Tensor)
+        )
     try:
         probe = copy.deepcopy(optimizer, memo)
         probe.state.clear()

@@ -228,6 +228,7 @@ def main(
 ) -> None:
     """Measure ours and Stable-Baselines3's DQN on a GPU, or small on a CPU."""
     import torch
+
     from dqn_adapters.files import replacing_text
 
     if network not in (None, *NETWORKS):

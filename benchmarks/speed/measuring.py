@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from dqn_adapters.files import replacing_text
 from numpy.typing import NDArray
 from scipy import stats
 
 from dqn_adapters.benchmark.executor import ONE_THREAD
 from dqn_adapters.benchmark.provenance import usable_cores
+from dqn_adapters.files import replacing_text
 from speed.configurations import LOT, SMALL
 from speed.environments import Alone
 from speed.rows import Row, find

@@ -13,7 +13,13 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from dqn_adapters.stored import check_array, check_count, check_mapping, check_range
+from dqn_adapters.stored import (
+    check_array,
+    check_count,
+    check_mapping,
+    check_range,
+    check_values,
+)
 from dqn_adapters.transition import Arrays, map_arrays
 
 Slots = slice | NDArray[np.int64]
@@ -88,6 +94,7 @@ class DenseStorage:
         self.capacity = capacity
         self.oldest = 0
         self.shape = None if isinstance(space, spaces.Dict) else space.shape
+        self._space = space
         self._arrays = {
             name: _empty(capacity, space) for name in ("observations", "next_observations")
         }
@@ -163,10 +170,8 @@ class DenseStorage:
         check_mapping("storage", state)
         for name, arrays in self._arrays.items():
             check_stored(name, arrays, state.get(name), size)
-        oldest = check_count("oldest", state.get("oldest", 0))
-        if oldest > added:
-            raise ValueError(f"oldest of the stored buffer must be at most {added}, got {oldest}")
-        return oldest
+            check_values(f"{name} of the stored buffer", state[name], self._space)
+        return check_count("oldest of the stored buffer", state.get("oldest", 0), high=added)
 
     def load_state_dict(self, state: Any, size: int, added: int) -> None:
         self.oldest = self.check_state(state, size, added)

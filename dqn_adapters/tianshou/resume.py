@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from tianshou.data import Batch
 
 from dqn_adapters import checkpoint, stored
 from dqn_adapters.config import checked_float, rejected
-from dqn_adapters.tianshou.algorithm import DQN
+from dqn_adapters.tianshou.algorithm import DQN, seen_space
 from dqn_adapters.tianshou.buffers import plain
 
 if TYPE_CHECKING:
@@ -99,7 +100,9 @@ def load_checkpoint(path: str | Path, algorithm: AnyAlgorithm, collector: Any) -
     with checkpoint.reading(path):
         algorithm.fitted_state(stored.check_mapping("algorithm", state["algorithm"]))
         num_actions = max(int(learner.policy.action_space.n) for learner in learners)
-        check_buffer_state(buffer, saved, num_actions)
+        live = check_buffer_state(buffer, saved, num_actions)
+        for learner in learners:
+            _check_seen(saved["rows"], live, seen_space(learner.policy))
         for generator, stream in zip(generators, state["environments"], strict=True):
             if generator is not None and stream is not None:
                 stored.check_generator("environments", stream, generator)
@@ -200,9 +203,13 @@ def _buffer_state(buffer: Any) -> dict[str, Any]:
     return state
 
 
-def check_buffer_state(buffer: Any, state: dict[str, Any], num_actions: int) -> None:
+def check_buffer_state(buffer: Any, state: dict[str, Any], num_actions: int) -> NDArray[np.bool_]:
     """Raise `ValueError` unless the saved state of a buffer can be restored into a buffer of the
-    same kind, whose actions are in 0 .. `num_actions` - 1."""
+    same kind, whose actions are in 0 .. `num_actions` - 1.
+
+    Returns:
+        `(maxsize,)`, the rows in which something is stored.
+    """
     maxsize = buffer.maxsize
     rows = stored.check_mapping("buffer.rows", state["rows"])
     if rows:
@@ -226,14 +233,28 @@ def check_buffer_state(buffer: Any, state: dict[str, Any], num_actions: int) -> 
         lengths = stored.check_array("buffer.lengths", state.get("lengths"), own.shape, own.dtype)
         if lengths.tolist() != sizes:
             raise ValueError(f"buffer.lengths must be {sizes}, got {lengths.tolist()}")
+    pairs = zip(holders, sizes, strict=True)
+    live: NDArray[np.bool_] = np.concatenate([np.arange(p.maxsize) < size for p, size in pairs])
     if hasattr(buffer, "weight"):
         stored.check_mapping("buffer", state, ("priorities", "tree"))
         priorities = stored.check_mapping("buffer.priorities", state["priorities"], _PRIORITIES)
         for name in _PRIORITIES:
             checked_float(f"buffer.priorities.{name}", priorities[name])
-        pairs = zip(holders, sizes, strict=True)
-        live = np.concatenate([np.arange(part.maxsize) < size for part, size in pairs])
         _check_tree(state["tree"], buffer.weight, live)
+    return live
+
+
+def _check_seen(rows: dict[str, Any], live: NDArray[np.bool_], space: Any) -> None:
+    """Raise `ValueError` unless what a network sees of the stored observations is in its space."""
+    for name in ("obs", "obs_next"):
+        values = rows.get(name)
+        if isinstance(values, dict) and "obs" in values and "mask" in values:
+            values = values["obs"]
+        parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+        for key, part in parts.items():
+            seen = values.get(key) if isinstance(values, dict) and key else values
+            if isinstance(part, spaces.Space) and isinstance(seen, np.ndarray):
+                stored.check_values(f"buffer.rows.{name} {key}".rstrip(), seen[live], part)
 
 
 def _check_rows(rows: dict[str, Any], maxsize: int, num_actions: int, own: Any) -> None:
