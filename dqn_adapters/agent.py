@@ -129,6 +129,13 @@ class DQNAgent:
         self._episode_lengths = [0] * self._stepper.num_envs
         self._started = False  # whether the next step continues what is stored
 
+    def __repr__(self) -> str:
+        return (
+            f"DQNAgent(observation_space={self.observation_space}, "
+            f"action_space={self.action_space}, num_timesteps={self.num_timesteps}, "
+            f"learner={self.learner})"
+        )
+
     def _make_learner(self, q_net: torch.nn.Module, execution: Execution) -> DQNLearner:
         return DQNLearner(
             q_net.to(self.device),

@@ -128,6 +128,13 @@ class DQNLearner:
         """Why `execution` is not what was asked for; None if it is."""
         return self._compute.reason
 
+    def __repr__(self) -> str:
+        because = "" if self.execution_reason is None else f", because: {self.execution_reason}"
+        return (
+            f"DQNLearner(variant={self.config.variant!r}, num_updates={self.num_updates}, "
+            f"execution={self.execution!r}{because})"
+        )
+
     @property
     def defines_loss(self) -> bool:
         """Whether a subclass or a patch has its own loss or action values."""

@@ -116,14 +116,14 @@ def check_generator(name: str, value: Any, generator: np.random.Generator) -> di
 
 def check_random_state(name: str, value: Any) -> dict[str, Any]:
     """The value, a state of a `RandomState` over a Mersenne twister, as a dictionary."""
-    check_mapping(name, value, ("bit_generator", "state", "has_gauss", "gauss"))
-    state = check_mapping(f"{name}.state", value["state"], ("key", "pos"))
+    stream = check_mapping(name, value, ("bit_generator", "state", "has_gauss", "gauss"))
+    state = check_mapping(f"{name}.state", stream["state"], ("key", "pos"))
     check_array(f"{name}.state.key", state["key"], (624,), np.uint32)
     check_count(f"{name}.state.pos", state["pos"], high=624)
-    check_count(f"{name}.has_gauss", value["has_gauss"], high=1)
-    if value["bit_generator"] != "MT19937" or not _is_number(value["gauss"]):
+    check_count(f"{name}.has_gauss", stream["has_gauss"], high=1)
+    if stream["bit_generator"] != "MT19937" or not _is_number(stream["gauss"]):
         raise ValueError(f"{name} is not the state of a random generator")
-    return value
+    return stream
 
 
 def check_torch_state(name: str, value: Any) -> torch.Tensor:
@@ -232,7 +232,7 @@ def optimizer_state(
         if wanted is not None and entries and entries.keys() != wanted.keys():
             raise ValueError(f"{where} has {sorted(entries)}, and must have {sorted(wanted)}")
         for key, value in entries.items():
-            _check_entry(f"{where}.{key}", value, parameters[number], wanted and wanted[key])
+            _check_entry(f"{where}.{key}", value, parameters[number], wanted[key] if wanted else None)
     return copy.deepcopy({"state": state, "param_groups": taken})
 
 
@@ -387,8 +387,12 @@ def moves(net: QNetwork, saved: spaces.Space[Any], wanted: spaces.Space[Any]) ->
             range(column, column + encoder.size),
         )
         number, column = number + count, column + encoder.size
-    first = net.head[0]
-    reading = [first.value[0], first.advantage[0]] if isinstance(first, DuelingHead) else [first]
+    first: Any = next(net.head.children())
+    if isinstance(first, DuelingHead):
+        branches = first.value, first.advantage
+        reading: list[Any] = [next(branch.children()) for branch in branches]
+    else:
+        reading = [first]
     order = torch.tensor([i for key in wanted.spaces for i in columns[key]])
     moves: Moves = [(i, None) for key in wanted.spaces for i in numbers[key]]
     for i, parameter in enumerate(net.parameters()):

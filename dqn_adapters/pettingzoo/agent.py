@@ -148,6 +148,10 @@ class MultiAgentDQN:
         for agent in possible_agents(env):
             self._assign(agent)
 
+    def __repr__(self) -> str:
+        learners = ", ".join(f"{name!r}: {p.learner}" for name, p in self.policies.items())
+        return f"MultiAgentDQN(num_timesteps={self.num_timesteps}, learners={{{learners}}})"
+
     @property
     def env(self) -> AnyEnv:
         """The environment that it trains in."""
