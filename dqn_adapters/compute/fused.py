@@ -32,6 +32,7 @@ from dqn_adapters.compute.signature import (
     gradients_of,
     has_global_hooks,
     torch_is_plain,
+    zeroes,
 )
 from dqn_adapters.config import DQNConfig
 from dqn_adapters.finite import check_loss
@@ -223,7 +224,7 @@ class Kernel(Eager):
         """Make it for the networks as they are now; why that cannot be done, or None."""
         reason = why_not_compiled()
         if has_global_hooks():
-            reason = "hooks look at all modules or optimisers"
+            reason = "hooks look at all modules"
         try:
             if reason is None and use == "act":
                 self._acting = _Acting(self._learner, self._as_stack)
@@ -274,6 +275,9 @@ class Kernel(Eager):
                 if not math.isfinite(seen[LOSS]):
                     check_loss(torch.tensor(seen[LOSS]), learner.num_updates)
                 return UpdateMetrics.of(seen)
+        if not zeroes(learner.optimizer, learning.parameters):  # the others' add up in torch
+            return super().update(batch)
+        learner.optimizer.zero_grad()
         if not phase.gradient(
             *(*learning.without_state(), *fields.arguments, plan, seen, *options[:-1])
         ):

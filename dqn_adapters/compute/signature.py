@@ -69,8 +69,8 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 
 
 def has_global_hooks() -> bool:
-    """Return whether hooks look at what goes through all modules, or at steps of all optimisers."""
-    return any(_GLOBAL_HOOKS) or any(_GLOBAL_STEP_HOOKS)
+    """Return whether hooks look at what goes through all modules."""
+    return any(_GLOBAL_HOOKS)
 
 
 def is_stock(module: nn.Module) -> bool:
@@ -200,6 +200,7 @@ def adam_options(optimizer: Any, parameters: Sequence[Any]) -> tuple[float, ...]
         or not _are(groups[0]["params"], parameters)
         or optimizer._optimizer_step_pre_hooks
         or optimizer._optimizer_step_post_hooks
+        or any(_GLOBAL_STEP_HOOKS)
         or not _steps_as_adam(optimizer)
     ):
         return None
@@ -240,6 +241,12 @@ def _is_torchs(step: Any) -> bool:
             return step.__code__ is _STEP
         step = step.__wrapped__
     return False
+
+
+def zeroes(optimizer: Any, parameters: Sequence[Any]) -> bool:
+    """Return whether `optimizer.zero_grad` forgets the gradients of all parameters."""
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return known.issuperset(map(id, parameters))
 
 
 def _are(some: Sequence[Any], others: Sequence[Any]) -> bool:

@@ -53,6 +53,7 @@ class Collecting(stable_baselines3.DQN):
     _action_masks: Masks | None  # the legal actions in _last_obs
     check_observations: bool = True
     _step_to_take_up: tuple[Any, ...] | None = None
+    _valid: NDArray[np.bool_] | None = None  # where the step that is stored did something
     _moved: bool = False  # whether the environments may have gone on from _last_obs
     _tap: Tap | None = None
 
@@ -194,7 +195,8 @@ class Collecting(stable_baselines3.DQN):
         )
         self._step_to_take_up = None
         self._update_info_buffer(infos, dones)
-        self._store_transition(replay_buffer, actions, new_obs, rewards, dones, infos, valid)
+        self._valid = valid
+        self._store_transition(replay_buffer, actions, new_obs, rewards, dones, infos)
         self._moved = False
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         finished = int(np.count_nonzero(dones if valid is None else dones & valid))
@@ -215,10 +217,9 @@ class Collecting(stable_baselines3.DQN):
         reward: NDArray[Any],
         dones: NDArray[np.bool_],
         infos: list[dict[str, Any]],
-        valid: NDArray[np.bool_] | None = None,
     ) -> None:
         """Store what the environment gave, not what a `VecNormalize` made of it."""
-        normalize = self._vec_normalize_env
+        normalize, valid = self._vec_normalize_env, self._valid
         terminal: dict[int, Any] = {
             i: infos[i].get("terminal_observation") for i in dones.nonzero()[0].tolist()
         }
