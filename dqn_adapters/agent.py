@@ -31,6 +31,7 @@ from dqn_adapters.exploration import (
 from dqn_adapters.learner import DQNLearner, UpdateMetrics
 from dqn_adapters.networks import Network, check_network_was_given, make_q_net
 from dqn_adapters.replay import ReplayBuffer
+from dqn_adapters.replay.storage import check_frame_stack
 from dqn_adapters.transition import Arrays, EnvStep, map_arrays
 
 
@@ -393,6 +394,7 @@ class DQNAgent:
                 )
             if saved_spaces and config is None:
                 stored.check_memory(saved_config, saved_spaces["observation_space"])
+                check_frame_stack(saved_config.frame_stack, saved_spaces["observation_space"])
         agent = cls(
             env, config or saved_config, network=network, device=device, execution=execution
         )

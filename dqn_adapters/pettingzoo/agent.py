@@ -31,6 +31,7 @@ from dqn_adapters.pettingzoo.groups import (
     name_of,
 )
 from dqn_adapters.pettingzoo.matches import play
+from dqn_adapters.replay.storage import check_frame_stack
 from dqn_adapters.spaces import difference, from_state
 from dqn_adapters.transition import Arrays
 
@@ -612,6 +613,7 @@ def _check_policy(
     stored.check_q_net(name, learner["q_net"], view.space, int(action_space.n), config)
     if saved:
         stored.check_memory(config, view.space)
+        check_frame_stack(config.frame_stack, view.space)
 
 
 def _see(
