@@ -381,8 +381,7 @@ class DQNAgent:
             if "observation_space" in state:  # files of earlier versions have none
                 for name in ("observation_space", "action_space"):
                     saved_spaces[name] = spaces_of.from_state(state[name])
-        check_network_was_given(made_by_user, network)
-        with checkpoint.reading(path):
+            check_network_was_given(made_by_user, network)
             learner = stored.check_mapping("learner", state["learner"], ("q_net", "optimizer"))
             if saved_spaces and network is None:
                 stored.check_q_net(

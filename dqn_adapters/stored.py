@@ -26,6 +26,7 @@ from dqn_adapters.networks import DuelingHead, Encoder, QNetwork
 _ROW = 21
 """Bytes of a transition in a replay buffer beside its observations."""
 
+_LARGEST_FLOAT = float(np.finfo(np.float32).max)
 _LARGEST = 2**62  # sums of two counts are still numbers of 64 bits
 
 
@@ -233,7 +234,7 @@ def optimizer_state(
         where = f"{name}.state[{number!r}]"
         check_count(f"{name}.state, parameter", number, high=len(parameters) - 1)
         check_mapping(where, entries)
-        if wanted is not None and entries and entries.keys() != wanted.keys():
+        if wanted is not None and entries.keys() != wanted.keys():
             raise ValueError(f"{where} has {sorted(entries)}, and must have {sorted(wanted)}")
         for key, value in entries.items():
             like = None if wanted is None else wanted[key]
@@ -280,7 +281,9 @@ def _check_option(name: str, value: Any, own: Any) -> None:
 def _is_number(value: Any) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
-    return math.isfinite(value) if isinstance(value, float) else abs(value) < _LARGEST
+    if isinstance(value, int):
+        return abs(value) <= _LARGEST
+    return math.isfinite(value) and abs(value) <= _LARGEST_FLOAT
 
 
 def _check_entry(

@@ -503,11 +503,11 @@ class MultiAgentDQN:
         state = checkpoint.load(path, "pettingzoo")
         with checkpoint.reading(path):
             _check_state(state)
+            check_network_was_given(state.get("own_network", False), network)
             configs = _configs_from_state(stored.check_mapping("configs", state["configs"]))
-            if network is None and not state.get("own_network", False):
+            if network is None:
                 for policy in state["policies"]:
                     _check_policy(policy, configs if config is None else config, config is None)
-        check_network_was_given(state.get("own_network", False), network)
         if (state["groups"] is None) != callable(policy_groups):
             raise ValueError(
                 "policy_groups must be the function that assigned the groups"
