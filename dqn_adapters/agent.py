@@ -32,6 +32,7 @@ from dqn_adapters.exploration import (
 from dqn_adapters.learner import DQNLearner, UpdateMetrics
 from dqn_adapters.networks import Network, check_network_was_given, make_q_net
 from dqn_adapters.replay import ReplayBuffer
+from dqn_adapters.replay.storage import check_frame_stack
 from dqn_adapters.transition import Arrays, EnvStep, map_arrays
 
 
@@ -404,8 +405,7 @@ class DQNAgent:
             if "observation_space" in state:  # files of earlier versions have none
                 for name in ("observation_space", "action_space"):
                     saved_spaces[name] = spaces_of.from_state(state[name])
-        check_network_was_given(made_by_user, network)
-        with checkpoint.reading(path):
+            check_network_was_given(made_by_user, network)
             learner = stored.check_mapping("learner", state["learner"], ("q_net", "optimizer"))
             if saved_spaces and network is None:
                 stored.check_q_net(
@@ -417,6 +417,7 @@ class DQNAgent:
                 )
             if saved_spaces and config is None:
                 stored.check_memory(saved_config, saved_spaces["observation_space"])
+                check_frame_stack(saved_config.frame_stack, saved_spaces["observation_space"])
         agent = cls(
             env,
             config or saved_config,

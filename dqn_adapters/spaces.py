@@ -137,7 +137,9 @@ def _space(state: Any) -> spaces.Space[Any]:
         raise TypeError(f"{state!r} is not a mapping")
     # Files of earlier versions say "kind" and "parts" where PettingZoo's agents wrote them.
     kind = state["type"] if "type" in state else state["kind"]
-    dtype: dict[str, Any] = {"dtype": np.dtype(state["dtype"]).type} if "dtype" in state else {}
+    dtype: dict[str, Any] = {}
+    if "dtype" in state:
+        dtype["dtype"] = np.dtype(state["dtype"]).type
     match kind:
         case "Dict":
             parts = state["spaces"] if "spaces" in state else state["parts"]

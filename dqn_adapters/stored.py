@@ -26,6 +26,7 @@ from dqn_adapters.networks import DuelingHead, Encoder, QNetwork
 _ROW = 21
 """Bytes of a transition in a replay buffer beside its observations."""
 
+_LARGEST_FLOAT = float(np.finfo(np.float32).max)
 _LARGEST = 2**62  # sums of two counts are still numbers of 64 bits
 
 
@@ -103,7 +104,7 @@ def check_values(name: str, values: Any, space: spaces.Space[Any]) -> None:
 
 def check_generator(name: str, value: Any, generator: np.random.Generator) -> dict[str, Any]:
     """The value, a state of the generator's kind of random stream."""
-    probe = copy.deepcopy(generator.bit_generator)
+    probe: Any = copy.deepcopy(generator.bit_generator)
     try:
         probe.state = value
         same = probe.state == value
@@ -116,14 +117,14 @@ def check_generator(name: str, value: Any, generator: np.random.Generator) -> di
 
 def check_random_state(name: str, value: Any) -> dict[str, Any]:
     """The value, a state of a `RandomState` over a Mersenne twister, as a dictionary."""
-    stream = check_mapping(name, value, ("bit_generator", "state", "has_gauss", "gauss"))
-    state = check_mapping(f"{name}.state", stream["state"], ("key", "pos"))
+    check_mapping(name, value, ("bit_generator", "state", "has_gauss", "gauss"))
+    state = check_mapping(f"{name}.state", value["state"], ("key", "pos"))
     check_array(f"{name}.state.key", state["key"], (624,), np.uint32)
     check_count(f"{name}.state.pos", state["pos"], high=624)
-    check_count(f"{name}.has_gauss", stream["has_gauss"], high=1)
-    if stream["bit_generator"] != "MT19937" or not _is_number(stream["gauss"]):
+    check_count(f"{name}.has_gauss", value["has_gauss"], high=1)
+    if value["bit_generator"] != "MT19937" or not _is_number(value["gauss"]):
         raise ValueError(f"{name} is not the state of a random generator")
-    return stream
+    return dict(value)
 
 
 def check_torch_state(name: str, value: Any) -> torch.Tensor:
@@ -181,6 +182,10 @@ _HOW = "foreach", "fused", "capturable", "differentiable"
 """Options that decide only how a step is computed: they stay the optimizer's own."""
 
 
+_SQUARES = "exp_avg_sq", "max_exp_avg_sq", "square_avg"
+"""Means of squares, whose roots are taken."""
+
+
 def optimizer_state(
     name: str, saved: Any, optimizer: torch.optim.Optimizer, *, options: bool = True
 ) -> dict[str, Any]:
@@ -227,12 +232,15 @@ def optimizer_state(
     wanted = _entries(optimizer) if state else None
     for number, entries in state.items():
         where = f"{name}.state[{number!r}]"
-        check_count(f"{name}.state, the number of a parameter,", number, high=len(parameters) - 1)
+        check_count(f"{name}.state, parameter", number, high=len(parameters) - 1)
         check_mapping(where, entries)
-        if wanted is not None and entries and entries.keys() != wanted.keys():
+        if wanted is not None and entries.keys() != wanted.keys():
             raise ValueError(f"{where} has {sorted(entries)}, and must have {sorted(wanted)}")
         for key, value in entries.items():
-            _check_entry(f"{where}.{key}", value, parameters[number], wanted[key] if wanted else None)
+            like = None if wanted is None else wanted[key]
+            _check_entry(f"{where}.{key}", value, parameters[number], like)
+            if key in _SQUARES and isinstance(value, torch.Tensor) and (value < 0).any():
+                raise ValueError(f"{where}.{key} must be >= 0")
     return copy.deepcopy({"state": state, "param_groups": taken})
 
 
@@ -273,11 +281,13 @@ def _check_option(name: str, value: Any, own: Any) -> None:
 def _is_number(value: Any) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
-    return math.isfinite(value) if isinstance(value, float) else abs(value) < _LARGEST
+    if isinstance(value, int):
+        return abs(value) <= _LARGEST
+    return math.isfinite(value) and abs(value) <= _LARGEST_FLOAT
 
 
 def _check_entry(
-    name: str, value: Any, parameter: torch.Tensor, wanted: torch.Tensor | bool | None
+    name: str, value: Any, parameter: torch.Tensor, wanted: torch.Tensor | None
 ) -> None:
     """Raise unless an entry is of its parameter's shape, or one finite number >= 0: a count."""
     if isinstance(value, torch.Tensor):
@@ -347,21 +357,26 @@ def check_q_net(
 
 
 def check_memory(config: DQNConfig, space: spaces.Space[Any]) -> None:
-    """Raise unless the replay buffer that a saved configuration asks for has room in memory."""
+    """Raise unless the replay buffer and the batches that a saved configuration asks for have room
+    in memory."""
     parts = space.values() if isinstance(space, spaces.Dict) else [space]
-    sizes = (math.prod(part.shape or ()) * np.dtype(part.dtype).itemsize for part in parts)
-    # s and s' of every row; of stacks, every frame once.
-    observations = sum(sizes) * (2 if config.frame_stack is None else 1 / config.frame_stack)
-    needed = config.buffer_size * (observations + _ROW)
+    observation = sum(math.prod(part.shape or ()) * np.dtype(part.dtype).itemsize for part in parts)
     try:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # a system that does not tell
         return
-    if needed > there:
-        raise ValueError(
-            f"config.buffer_size={config.buffer_size} needs {needed / 2**30:.0f} GiB of memory, "
-            f"and here are {there / 2**30:.0f}: pass a config= with fewer"
-        )
+    # s and s' of every row; in a buffer of stacks, every frame once.
+    kept = 2 if config.frame_stack is None else 1 / config.frame_stack
+    for name, rows, size in (
+        ("buffer_size", config.buffer_size, observation * kept),
+        ("batch_size", config.batch_size, observation * 2),
+    ):
+        needed = rows * (size + _ROW)
+        if needed > there:
+            raise ValueError(
+                f"config.{name}={rows} needs {needed / 2**30:.0f} GiB of memory, and here are "
+                f"{there / 2**30:.0f}: pass a config= with fewer"
+            )
 
 
 Moves = list[tuple[int, torch.Tensor | None]]
@@ -387,12 +402,10 @@ def moves(net: QNetwork, saved: spaces.Space[Any], wanted: spaces.Space[Any]) ->
             range(column, column + encoder.size),
         )
         number, column = number + count, column + encoder.size
-    first: Any = next(net.head.children())
-    if isinstance(first, DuelingHead):
-        branches = first.value, first.advantage
-        reading: list[Any] = [next(branch.children()) for branch in branches]
-    else:
-        reading = [first]
+    first: Any = next(iter(net.head.children()))
+    several = isinstance(first, DuelingHead)
+    heads: list[Any] = [first.value, first.advantage] if several else [[first]]
+    reading = [head[0] for head in heads]
     order = torch.tensor([i for key in wanted.spaces for i in columns[key]])
     moves: Moves = [(i, None) for key in wanted.spaces for i in numbers[key]]
     for i, parameter in enumerate(net.parameters()):

@@ -64,8 +64,9 @@ def test_a_variant_can_be_changed(saved: Any, opened: Any, tmp_path: Path) -> No
     assert torch.equal(weights(loaded), weights(agent))
     target = loaded.learner.target_net
     assert (target is loaded.q_net) == (opened == "vanilla")
-    before = agent.learner.target_net.state_dict()
-    assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
+    if opened != "vanilla":
+        before = agent.learner.target_net.state_dict()
+        assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
     loaded.learn(20)
 
 
@@ -100,9 +101,9 @@ def test_a_buffer_of_many_environments_opens_over_others(path: Path, tmp_path: P
     agent = DQNAgent(several, SMALL, seed=0).learn(60)
     path = agent.save(tmp_path / "several", replay=True)
     one = DQNAgent.load(path, Chain())
-    for kept, was in zip(
-        one.replay.gather(np.arange(50)), agent.replay.gather(np.arange(50)), strict=True
-    ):
+    slots = np.arange(50)
+    batches = one.replay.gather(slots), agent.replay.gather(slots)
+    for kept, was in zip(*batches, strict=True):
         assert was is None or torch.equal(kept, was)
     one.learn(20)
     again = DQNAgent.load(one.save(path, replay=True), gym.vector.SyncVectorEnv([Chain] * 2))
@@ -301,7 +302,7 @@ def learner(width: int = 4, updates: int = 0) -> DQNLearner:
         (put("optimizer", "state", 0, "exp_avg", value=torch.zeros(9)), r"state\[0\].exp_avg must"),
         (put("optimizer", "state", 0, "step", value=torch.tensor(np.nan)), "step must be finite"),
         (put("optimizer", "state", 0, "step", value=-1.0), "step=-1.0 is not accepted"),
-        (put("optimizer", "state", 9, value={}), "the number of a parameter,=9 is not accepted"),
+        (put("optimizer", "state", 9, value={}), "optimizer.state, parameter=9 is not accepted"),
         (put("optimizer", "state", 0, value={"step": 1.0}), r"has \['step'\], and must have"),
         (put("optimizer", "param_groups", 0, "lr", value="fast"), "lr='fast' is not accepted"),
         (put("optimizer", "param_groups", 0, "betas", value=(0.9,)), "betas=.* is not accepted"),

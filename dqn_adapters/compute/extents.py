@@ -134,7 +134,7 @@ def locate(functions: Any, implementations: Any, wanted: Any, addresses: Any) ->
             size = wanted[t, SIZES + k]
             if _number_at(sizes + 8 * k) != size:  # type: ignore[call-arg]
                 return t
-            if size != 1 and _number_at(strides + 8 * k) != step:  # type: ignore[call-arg]
+            if size != 1 and _number_at(strides + 8 * k) != step:
                 return t
             step *= size
         addresses[t] = _told(functions[_DATA], tensor, answer)
@@ -144,7 +144,7 @@ def locate(functions: Any, implementations: Any, wanted: Any, addresses: Any) ->
 @njit(cache=True)
 def locate_disjoint(
     functions: Any, implementations: Any, wanted: Any, addresses: Any, known: Any
-) -> int:
+) -> Any:
     """`locate`, and the index of a tensor that shares memory with another if one does.
 
     Args:

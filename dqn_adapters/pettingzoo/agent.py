@@ -30,6 +30,7 @@ from dqn_adapters.pettingzoo.groups import (
     name_of,
 )
 from dqn_adapters.pettingzoo.matches import play
+from dqn_adapters.replay.storage import check_frame_stack
 from dqn_adapters.spaces import difference, from_state
 from dqn_adapters.transition import Arrays
 
@@ -524,11 +525,11 @@ class MultiAgentDQN:
         state = checkpoint.load(path, "pettingzoo")
         with checkpoint.reading(path):
             _check_state(state)
+            check_network_was_given(state.get("own_network", False), network)
             configs = _configs_from_state(stored.check_mapping("configs", state["configs"]))
-            if network is None and not state.get("own_network", False):
+            if network is None:
                 for policy in state["policies"]:
                     _check_policy(policy, configs if config is None else config, config is None)
-        check_network_was_given(state.get("own_network", False), network)
         if (state["groups"] is None) != callable(policy_groups):
             raise ValueError(
                 "policy_groups must be the function that assigned the groups"
@@ -635,6 +636,7 @@ def _check_policy(
     stored.check_q_net(name, learner["q_net"], view.space, int(action_space.n), config)
     if saved:
         stored.check_memory(config, view.space)
+        check_frame_stack(config.frame_stack, view.space)
 
 
 def _see(

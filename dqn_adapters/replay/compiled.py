@@ -28,7 +28,7 @@ def _sum(block: Any) -> Any:
 
 
 @njit(cache=True)
-def total(nodes: Any, starts: Any) -> float:
+def total(nodes: Any, starts: Any) -> Any:
     """The sum of all values."""
     return _sum(nodes[starts[-1]])
 

@@ -198,11 +198,8 @@ class FrameStorage:
     def __init__(
         self, capacity: int, space: spaces.Space[Any], *, stack: int, num_streams: int
     ) -> None:
-        if not isinstance(space, spaces.Box) or not space.shape or space.shape[0] % stack:
-            raise ValueError(
-                f"frame_stack={stack} needs a Box whose first axis is a multiple of {stack}, "
-                f"got {space}"
-            )
+        check_frame_stack(stack, space)
+        assert isinstance(space, spaces.Box)
         self.capacity = capacity
         self.oldest = 0
         self.shape: tuple[int, ...] | None = space.shape
@@ -397,6 +394,17 @@ def check_stored(name: str, ours: Arrays, stored: Any, size: int) -> None:
             f"{name} of the stored buffer must be {sorted(ours)}, got {sorted(stored)}"
         )
     map_arrays(check, ours, stored)
+
+
+def check_frame_stack(stack: int | None, space: spaces.Space[Any]) -> None:
+    """Raise `ValueError` unless observations of the space are so many frames; None is not said."""
+    if stack is None:
+        return
+    if not isinstance(space, spaces.Box) or not space.shape or space.shape[0] % stack:
+        raise ValueError(
+            f"frame_stack={stack} needs a Box whose first axis is a multiple of {stack}, "
+            f"got {space}"
+        )
 
 
 def check_links(

@@ -480,7 +480,15 @@ class DQN(Collecting):
         return [
             *super()._excluded_save_params(),
             *ours,
-            *("_action_masks", "_experienced", "_loading", "_moved", "_step_to_take_up", "_tap", "_valid"),
+            *(
+                "_action_masks",
+                "_experienced",
+                "_loading",
+                "_moved",
+                "_step_to_take_up",
+                "_tap",
+                "_valid",
+            ),
         ]
 
 

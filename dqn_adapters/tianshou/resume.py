@@ -215,7 +215,7 @@ def check_buffer_state(buffer: Any, state: dict[str, Any], num_actions: int) -> 
     if rows:
         _check_rows(rows, maxsize, num_actions, plain(buffer._meta))
     for row, value in stored.check_mapping("buffer.aside", state["aside"]).items():
-        stored.check_count("buffer.aside, the number of a row,", int(row), high=maxsize - 1)
+        stored.check_count("buffer.aside, row", int(row), high=maxsize - 1)
         if not isinstance(value, dict | np.ndarray):
             raise rejected("buffer.aside", value, "an observation")
     parts = _parts(buffer)
@@ -239,7 +239,7 @@ def check_buffer_state(buffer: Any, state: dict[str, Any], num_actions: int) -> 
         stored.check_mapping("buffer", state, ("priorities", "tree"))
         priorities = stored.check_mapping("buffer.priorities", state["priorities"], _PRIORITIES)
         for name in _PRIORITIES:
-            checked_float(f"buffer.priorities.{name}", priorities[name])
+            checked_float(f"buffer.priorities.{name}", priorities[name], open_low=name != "_beta")
         _check_tree(state["tree"], buffer.weight, live)
     return live
 
@@ -258,7 +258,7 @@ def _check_seen(rows: dict[str, Any], live: NDArray[np.bool_], space: Any) -> No
 
 
 def _check_rows(rows: dict[str, Any], maxsize: int, num_actions: int, own: Any) -> None:
-    stored.check_mapping("buffer.rows", rows, ("obs", "act", "rew", *_FLAGS))
+    stored.check_mapping("buffer.rows", rows, ("obs", "act", "rew", "info", *_FLAGS))
     _check_lengths("buffer.rows", rows, maxsize)
     for name in _FLAGS:
         stored.check_array(f"buffer.rows.{name}", rows[name], (maxsize,), np.bool_)

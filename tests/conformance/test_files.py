@@ -275,6 +275,7 @@ def test_a_portable_policy_has_the_same_q_values_everywhere(
         if takes(target, name, portable=True):
             other = ADAPTERS[target](reordered(space))
             restore_policy(path, other.policy)
+            # Columns in another order are summed in another order.
             np.testing.assert_allclose(other.q_values(observations), expected, atol=1e-6)
             same = ADAPTERS[target](space)
             restore_policy(path, same.policy)
