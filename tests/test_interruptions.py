@@ -119,7 +119,7 @@ class Training:
 
 def of_cores(replays: Callable[[], list[ReplayBuffer]], training: Training) -> Training:
     def slots(replay: ReplayBuffer) -> np.ndarray:
-        return np.arange(replay._oldest, replay._added) % replay.capacity
+        return np.arange(replay.oldest, replay._added) % replay.capacity
 
     def gathered(replay: ReplayBuffer, n_steps: int) -> Any:
         usual, replay.n_steps = replay.n_steps, n_steps

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dqn_adapters import stored
 from dqn_adapters.agent import learner_state_for
 from dqn_adapters.compute import Execution, as_stack
-from dqn_adapters.config import DQNConfig, checked_float, checked_int
+from dqn_adapters.config import DQNConfig, checked_float, checked_int, rejected
 from dqn_adapters.environments import (
     MASK,
     Masks,
@@ -35,6 +35,9 @@ from dqn_adapters.targets import greedy_actions
 from dqn_adapters.transition import Arrays, EnvStep, map_arrays, to_tensor, to_tensors
 
 PolicyGroups = Mapping[str, Sequence[Any]] | Callable[[Any], str]
+
+
+_MOST_TURNS = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,9 @@ class SelfPlay:
     """Snapshots kept, >= 1: the newest."""
 
     def __post_init__(self) -> None:
-        checked_int("opening_turns", self.opening_turns, low=0)
+        turns = checked_int("opening_turns", self.opening_turns, low=0)
+        if turns is not None and turns > _MOST_TURNS:
+            raise rejected("opening_turns", turns, f"at most {_MOST_TURNS}")
         past = checked_float("past_probability", self.past_probability, high=1.0)
         random = checked_float("random_probability", self.random_probability, high=1.0)
         assert past is not None

@@ -91,6 +91,6 @@ def test_the_suite_of_the_page(tmp_path: Path) -> None:
 
 def test_every_parameter_is_on_the_page() -> None:
     parameters = list(inspect.signature(MultiAgentDQN).parameters)
-    assert len(parameters) == 8
+    assert len(parameters) == 9
     for name in (*parameters, *(field.name for field in fields(SelfPlay))):
         assert f"`{name}`" in PAGE
