@@ -33,7 +33,7 @@ def fuzz(name: str, count: int, seed: int) -> None:
 
 @pytest.mark.parametrize("name", fuzzing.FORMATS)
 def test_edited_files(name: str) -> None:
-    fuzz(name, 100, seed=0)
+    fuzz(name, 50, seed=0)
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ def _ask(typing_context: Any, function: Any, tensor: Any, answer: Any) -> Any:
 
 
 @intrinsic
-def _number_at(typing_context: Any, address: Any) -> Any:
+def number_at(typing_context: Any, address: Any) -> Any:
     """The int64 at an address."""
 
     def load(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -132,9 +132,9 @@ def locate(functions: Any, implementations: Any, wanted: Any, addresses: Any) ->
         step = 1
         for k in range(dimensions - 1, -1, -1):
             size = wanted[t, SIZES + k]
-            if _number_at(sizes + 8 * k) != size:  # type: ignore[call-arg]
+            if number_at(sizes + 8 * k) != size:  # type: ignore[call-arg]
                 return t
-            if size != 1 and _number_at(strides + 8 * k) != step:
+            if size != 1 and number_at(strides + 8 * k) != step:
                 return t
             step *= size
         addresses[t] = _told(functions[_DATA], tensor, answer)

@@ -22,15 +22,19 @@ from dqn_adapters.compute.layout import GRAD_NORM, LOSS, seen_size
 from dqn_adapters.compute.plan import AsStack, NotTaken, Plan, plan_of
 from dqn_adapters.compute.seen import UpdateMetrics
 from dqn_adapters.compute.signature import (
+    FIXED,
     HOOKS,
     IMPLEMENTATION,
     NetworkSignature,
+    adam_numbers,
     adam_options,
     adam_state,
+    are,
     are_learned,
     check_learned,
     gradients_of,
     has_global_hooks,
+    same_gradients,
     torch_is_plain,
     zeroes,
 )
@@ -52,9 +56,9 @@ def why_not_compiled() -> str | None:
     for module in ("numba", "scipy"):
         if importlib.util.find_spec(module) is None:
             return f"{module} is not installed; it comes with: pip install numba scipy"
-    from dqn_adapters.compute import extents  # numba takes half a second to import
+    from dqn_adapters.compute import extents, stamp  # numba takes half a second to import
 
-    if extents.torch_functions() is None:
+    if extents.torch_functions() is None or stamp.implementation_offset() is None:
         return f"torch {torch.__version__} does not tell compiled code where tensors lie"
     return None
 
@@ -95,7 +99,7 @@ class _Acting:
     """The online network, for greedy actions."""
 
     def __init__(self, learner: Learner, as_stack: AsStack) -> None:
-        from dqn_adapters.compute import phase
+        from dqn_adapters.compute import phase, stamp
 
         self.hooks = HOOKS.next_id
         self._network = learner.q_net
@@ -103,9 +107,16 @@ class _Acting:
         self._signature = NetworkSignature([learner.q_net], [self.plan])
         self._tensors = Tensors(self.plan.shapes)
         self._act = phase.act
+        signature = self._signature
+        self._stamp = stamp.Stamp(
+            signature.dictionaries, signature.modules, signature.parameters, {"training"}
+        )
 
     def holds(self, learner: Learner) -> bool:
-        return learner.q_net is self._network and self._signature.holds()
+        if learner.q_net is not self._network:
+            return False
+        signature = self._signature
+        return (self._stamp.holds() and signature.classes_hold()) or signature.holds()
 
     def greedy(
         self, rows: NDArray[np.float32], masks: NDArray[np.bool_]
@@ -139,6 +150,10 @@ class _Learning:
         self._with_state = Tensors([*both, *shapes, *state])
         self._without_state = Tensors([*both, *shapes])
         self._options: tuple[Any, ...] | None = None  # the configuration, and what is made of it
+        self._stamp: Any = None
+        self._stamped: tuple[Any, ...] = ()  # what the stamp is of
+        self.prepared: tuple[Any, Any] | None = None
+        """Where everything is, for `phase.update`, and the numbers of Adam; of this use."""
 
     @property
     def parameters(self) -> list[Any]:
@@ -146,11 +161,55 @@ class _Learning:
         return self._signature.parameters[: self._count]
 
     def holds(self, learner: Learner) -> bool:
+        self.prepared = None
+        if learner.q_net is not self._online or learner.target_net is not self._target:
+            return False
+        if self._stamp is not None and self._is_as_stamped(learner.optimizer):
+            tensors, group = self._stamped[-2:]
+            self.prepared = tensors, adam_numbers(group)
+            return True
+        return self._signature.holds() and are_learned(self.parameters)
+
+    def prepare(self, optimizer: Any) -> tuple[Any, Any] | None:
+        """Make `prepared`; None if the optimiser is not one for compiled code."""
+        if self.prepared is None:
+            parameters = self.parameters
+            numbers = adam_options(optimizer, parameters)
+            tensors = None if numbers is None else self.with_state(optimizer)
+            if numbers is not None and tensors is not None:
+                optimizer._opt_called = True  # torch's schedulers look for it
+                self.prepared = tensors, numbers
+                self._put_stamp(optimizer, parameters, tensors)
+        return self.prepared
+
+    def _put_stamp(self, optimizer: Any, parameters: list[Any], tensors: Any) -> None:
+        from dqn_adapters.compute import stamp
+
+        (group,), states = optimizer.param_groups, [*optimizer.state.values()]
+        gradients = [parameter.grad for parameter in parameters]
+        kept = [tensor for state in states for tensor in state.values()]
+        self._stamp = stamp.Stamp(
+            [*self._signature.dictionaries, vars(optimizer), group, optimizer.state, *states],
+            [*self._signature.modules, optimizer],
+            [*self._signature.parameters, *gradients, *kept],
+            {"training", *(set(group) - set(FIXED))},
+        )
+        step = torch.optim.Adam.step
+        self._stamped = optimizer, step, parameters, gradients, tensors, group
+
+    def _is_as_stamped(self, optimizer: Any) -> bool:
+        known, step, parameters, gradients, _, group = self._stamped
+        groups = optimizer.param_groups
         return (
-            learner.q_net is self._online
-            and learner.target_net is self._target
-            and self._signature.holds()
-            and are_learned(self.parameters)
+            optimizer is known
+            and torch.optim.Adam.step is step
+            and self._stamp.holds()
+            and self._signature.classes_hold()
+            and len(groups) == 1
+            and groups[0] is group
+            and are(group["params"], parameters)
+            and are_learned(parameters)
+            and same_gradients(parameters, gradients)
         )
 
     def without_state(self) -> tuple[Any, ...]:
@@ -203,9 +262,10 @@ class Kernel(Eager):
         self._as_stack = as_stack
         self._acting: _Acting | None = None
         self._learning: _Learning | None = None
+        self._checked: tuple[Any, Any] = (None, None)  # tables of replay that fit a plan
 
     def __getstate__(self) -> dict[str, Any]:  # a copy looks at its own networks
-        return {**self.__dict__, "_acting": None, "_learning": None}
+        return {**self.__dict__, "_acting": None, "_learning": None, "_checked": (None, None)}
 
     def refuses(self, use: Use) -> str | None:
         learner = self._learner
@@ -265,13 +325,12 @@ class Kernel(Eager):
             return super().update(batch)
         plan, options = learning.plan.table, learning.options(learner.config)
         seen = np.empty(seen_size(len(batch.rewards)), np.float32)
-        adam = adam_options(learner.optimizer, learning.parameters)
-        if adam is not None and not learner.sync_is_due():
-            tensors = learning.with_state(learner.optimizer)
-            if tensors is not None and phase.update(
+        prepared = None if learner.sync_is_due() else learning.prepare(learner.optimizer)
+        if prepared is not None:
+            tensors, adam = prepared
+            if phase.update(
                 *(*tensors, *fields.arguments, plan, learning.sizes, seen, *options, *adam)
             ):
-                learner.optimizer._opt_called = True  # type: ignore[attr-defined]
                 if not math.isfinite(seen[LOSS]):
                     check_loss(torch.tensor(seen[LOSS]), learner.num_updates)
                 return UpdateMetrics.of(seen)
@@ -291,10 +350,10 @@ class Kernel(Eager):
         learner, learning = self._learner, self._learning
         assert learning is not None
         tables = self._tables(replay, learning.plan)
-        adam = adam_options(learner.optimizer, learning.parameters)
-        tensors = learning.with_state(learner.optimizer) if tables and adam else None
-        if tables is None or adam is None or tensors is None:
+        prepared = None if tables is None else learning.prepare(learner.optimizer)
+        if tables is None or prepared is None:
             return super().train(replay, updates, batch_size)
+        tensors, adam = prepared
         config, made = learner.config, learner.counts["updates"]
         in_updates = config.target_update_unit == "updates" and config.variant != "vanilla"
         slots = np.empty((updates, batch_size), np.int64)
@@ -307,7 +366,6 @@ class Kernel(Eager):
         )
         if done < 0:
             return super().train(replay, updates, batch_size)
-        learner.optimizer._opt_called = True  # type: ignore[attr-defined]
         learner.counts["updates"] = made + done
         metrics = [UpdateMetrics.of(row) for row in seen[:done]]
         if done < updates:  # torch says what is wrong with the next batch, if anything is
@@ -323,12 +381,16 @@ class Kernel(Eager):
         tables = replay.tables
         if tables is None or not 0 < len(replay) < 2**32 or not _is_cpu(replay.device):
             return None
+        if tables is self._checked[0] and plan is self._checked[1]:
+            return tables
         if not plan.fits((1, *(replay.observation_shape or ()))):
             return None
         if not plan.converts and tables.observations.dtype not in (np.float32, np.float64):
             return None
-        has_other_masks = len(tables.masks) and tables.masks.shape[1] != plan.num_actions
-        return None if has_other_masks else tables
+        if len(tables.masks) and tables.masks.shape[1] != plan.num_actions:
+            return None
+        self._checked = tables, plan
+        return tables
 
 
 def _is_cpu(device: torch.device | str) -> bool:

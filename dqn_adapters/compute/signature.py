@@ -118,12 +118,14 @@ class NetworkSignature:
         children = [names["_modules"] for names in attributes if names["_modules"]]
         self._children = [child for named in children for child in named.values()]
         self._containers = [*children, *(layer._parameters for layer in layers)]
-        self._modules, self._attributes = modules, attributes
+        self.modules, self._attributes = modules, attributes
+        self.dictionaries = [*attributes, *children, *(layer._parameters for layer in layers)]
+        """What the modules keep: their attributes, parts and parameters."""
         self._counts = list(map(len, attributes))
         self._types = list(map(type, modules))
         self._kinds = list(set(self._types))
         self._forwards = list(map(_FORWARD, self._kinds))
-        self.parameters = [p for layer in layers for p in layer._parameters.values()]
+        self.parameters: list[Any] = [p for layer in layers for p in layer._parameters.values()]
         """Of all layers, in the order of the plans."""
         self.implementations = list(map(IMPLEMENTATION, self.parameters))
 
@@ -137,11 +139,15 @@ class NetworkSignature:
                 list(map(IMPLEMENTATION, parameters)) == self.implementations
                 and contents[:count] == self._children
                 and list(map(len, self._attributes)) == self._counts
-                and list(map(type, self._modules)) == self._types
-                and list(map(_FORWARD, self._kinds)) == self._forwards
+                and list(map(type, self.modules)) == self._types
+                and self.classes_hold()
             )
         except AttributeError:  # a bias that was set to None
             return False
+
+    def classes_hold(self) -> bool:
+        """Whether the classes of the modules still have the same forward passes."""
+        return list(map(_FORWARD, self._kinds)) == self._forwards
 
 
 def _check_tensors(network: nn.Module, plan: Plan) -> None:
@@ -166,6 +172,11 @@ def are_learned(parameters: Sequence[Any]) -> bool:
     return False not in map(_LEARNED, parameters)
 
 
+def same_gradients(parameters: Sequence[Any], gradients: Sequence[Any]) -> bool:
+    """Return whether these are the very gradients of the parameters."""
+    return are(list(map(_GRADIENT, parameters)), gradients)
+
+
 def gradients_of(parameters: Sequence[Any]) -> list[int]:
     """The implementations of the gradients, which are made where there are none."""
     try:
@@ -178,9 +189,10 @@ def gradients_of(parameters: Sequence[Any]) -> list[int]:
 
 
 _ADAM = operator.itemgetter("lr", "betas", "eps")
-_OPTIONS = operator.itemgetter(
-    *("weight_decay", "amsgrad", "maximize", "differentiable", "capturable")
-)
+FIXED = "params", "weight_decay", "amsgrad", "maximize", "differentiable", "capturable"
+"""What may not change in the options of Adam."""
+
+_OPTIONS = operator.itemgetter(*FIXED[1:])
 _PLAIN_OPTIONS = (0, False, False, False, False)
 ADAM_STATE = "step", "exp_avg", "exp_avg_sq"
 """What Adam keeps of a parameter, in its order."""
@@ -197,14 +209,19 @@ def adam_options(optimizer: Any, parameters: Sequence[Any]) -> tuple[float, ...]
         type(optimizer) is not torch.optim.Adam
         or len(groups) != 1
         or _OPTIONS(groups[0]) != _PLAIN_OPTIONS
-        or not _are(groups[0]["params"], parameters)
+        or not are(groups[0]["params"], parameters)
         or optimizer._optimizer_step_pre_hooks
         or optimizer._optimizer_step_post_hooks
         or any(_GLOBAL_STEP_HOOKS)
         or not _steps_as_adam(optimizer)
     ):
         return None
-    lr, (beta1, beta2), eps = _ADAM(groups[0])
+    return adam_numbers(groups[0])
+
+
+def adam_numbers(group: Any) -> tuple[float, ...]:
+    """Step size, both decays and eps."""
+    lr, (beta1, beta2), eps = _ADAM(group)
     return float(lr), float(beta1), float(beta2), float(eps)
 
 
@@ -212,7 +229,7 @@ def adam_state(optimizer: Any, parameters: Sequence[Any]) -> list[int] | None:
     """The implementations of what Adam keeps of every parameter: its step count, and two moments.
     They are made as Adam makes them where there are none; None if there is something else."""
     state: Any = optimizer.state
-    if not _are([*state], parameters):
+    if not are([*state], parameters):
         if not state:
             for parameter in parameters:
                 tensors = torch.tensor(0.0), *(torch.zeros_like(parameter) for _ in range(2))
@@ -249,6 +266,6 @@ def zeroes(optimizer: Any, parameters: Sequence[Any]) -> bool:
     return known.issuperset(map(id, parameters))
 
 
-def _are(some: Sequence[Any], others: Sequence[Any]) -> bool:
-    """Whether these are the same objects (tensors have no == that says so)."""
+def are(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Return whether these are the same objects (tensors have no == that says so)."""
     return len(some) == len(others) and all(map(operator.is_, some, others))
