@@ -50,7 +50,7 @@ def _next_item(typing_context: Any, dictionary: Any, state: Any) -> Any:
 
     def call(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         void, word = ir.IntType(8).as_pointer(), ir.IntType(64)
-        function = cgutils.get_or_insert_function(
+        function = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
             builder.module, ir.FunctionType(ir.IntType(32), [void] * 4), "PyDict_Next"
         )
         parts = [
