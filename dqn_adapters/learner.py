@@ -54,6 +54,8 @@ class DQNLearner:
             `"compiled"` is `torch.compile`, on CUDA as CUDA graphs. See `compute`.
         as_stack: For networks that compiled code would not recognise: sees the layers in them.
             None: as for networks of the core, unless `q_values` is given.
+        before_torch: Called before an update is computed in torch: a host puts its modules into
+            training mode, which makes no difference to compiled code.
 
     Raises:
         ValueError: a target network is given for `"vanilla"`, or none other than `q_net` itself
@@ -70,6 +72,7 @@ class DQNLearner:
         q_values: Callable[[nn.Module, Observations], torch.Tensor] | None = None,
         execution: Execution = "auto",
         as_stack: AsStack | None = None,
+        before_torch: Callable[[], None] | None = None,
     ) -> None:
         self.config = config
         self.q_net = q_net
@@ -99,7 +102,7 @@ class DQNLearner:
         """Environment steps and finished episodes it was told of, and gradient updates made."""
         if as_stack is None:
             as_stack = _stack_of_core if q_values is None else _no_stack
-        self._compute = Compute(self, execution, as_stack)
+        self._compute = Compute(self, execution, as_stack, before_torch)
 
     @property
     def target_net(self) -> nn.Module:

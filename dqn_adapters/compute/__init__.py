@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import warnings
+from collections.abc import Callable
 from typing import Literal, get_args
 
 from dqn_adapters.compute.adam import CompiledAdam
@@ -41,16 +42,23 @@ class Compute:
         learner: Whose networks and optimiser are used.
         execution: Which ways are tried; see `Execution`.
         as_stack: Sees in a network what the kernel takes.
+        before_torch: Called before an update is computed in torch.
 
     Raises:
         ValueError: `execution` is unknown, or it is `"kernel"` and the kernel cannot be used.
     """
 
-    def __init__(self, learner: Learner, execution: Execution, as_stack: AsStack) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        execution: Execution,
+        as_stack: AsStack,
+        before_torch: Callable[[], None] | None = None,
+    ) -> None:
         if execution not in get_args(Execution):
             accepted = "one of " + ", ".join(map(repr, get_args(Execution)))
             raise rejected("execution", execution, accepted)
-        self._asked = execution
+        self._asked, self._before_torch = execution, before_torch
         rule = None if execution == "eager" else CompiledAdam()
         self._ways: list[Eager] = []
         if execution in ("auto", "kernel"):
@@ -67,8 +75,11 @@ class Compute:
     def __call__(self, use: Use) -> Eager:
         """What to compute with now."""
         way, reason = self._choose(use)
-        if use == "learn" and (way.name, reason) != self._said:
-            self._say(way, reason)
+        if use == "learn":
+            if (way.name, reason) != self._said:
+                self._say(way, reason)
+            if way.name != "kernel" and self._before_torch is not None:
+                self._before_torch()
         return way
 
     @property

@@ -139,7 +139,9 @@ class Collecting(stable_baselines3.DQN):
         log_interval: int | None = None,
     ) -> RolloutReturn:
         """Collect `train_freq` steps or episodes; see `OffPolicyAlgorithm.collect_rollouts`."""
-        self._set_training_mode(False)
+        # Compiled code has no modes; `DQN` enters training mode where torch computes.
+        if self.policy.training or not has_stock_methods(self.policy):
+            self.policy.set_training_mode(False)
         if env.num_envs > 1 and train_freq.unit is not TrainFrequencyUnit.STEP:
             raise ValueError(
                 f"train_freq={tuple(train_freq)} is not accepted with {env.num_envs} environments; "
@@ -171,13 +173,6 @@ class Collecting(stable_baselines3.DQN):
         return RolloutReturn(
             num_collected_steps * env.num_envs, num_collected_episodes, continue_training
         )
-
-    def _set_training_mode(self, mode: bool) -> None:
-        """The host sets it twice in every step; to what compiled code takes it is all the same."""
-        learner = self.learner
-        fast = learner.execution == "kernel" if mode else learner.acts_fast
-        if not fast or not has_stock_methods(self.policy):
-            self.policy.set_training_mode(mode)
 
     def _step(self, env: VecEnv, actions: NDArray[Any]) -> Any:
         step = self.num_timesteps + 1

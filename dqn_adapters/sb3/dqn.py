@@ -205,6 +205,7 @@ class DQN(Collecting):
             q_values=q_values,
             execution=self.execution,
             as_stack=as_stack,
+            before_torch=self._enter_training_mode,
         )
         self.learner.counts.update(
             # A model that the host saved has its own counters only.
@@ -329,6 +330,7 @@ class DQN(Collecting):
                     return actions
             # As the environment has them:
             if stock and num_envs is not None and sees_images(self.q_net):
+                self.policy.set_training_mode(False)
                 return self.learner.greedy_actions(observation, masks)
             if masks is None:
                 return np.atleast_1d(self.policy.predict(observation)[0])
@@ -368,7 +370,8 @@ class DQN(Collecting):
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Make `gradient_steps` updates, each on `batch_size` sampled transitions."""
-        self._set_training_mode(True)
+        if not has_stock_methods(self.policy):
+            self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         if self._live != live_values(self):
             self._make_learner(to_config(self))
@@ -385,6 +388,9 @@ class DQN(Collecting):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if metrics:
             self._record(mean_metrics(metrics))
+
+    def _enter_training_mode(self) -> None:
+        self.policy.set_training_mode(True)
 
     def _follow_host(self) -> None:
         """Learn the networks with the optimiser that the host would use."""

@@ -79,7 +79,7 @@ _POLICY = Methods(
 
 def has_stock_methods(policy: DQNPolicy) -> bool:
     """Whether the policy chooses actions by the host's own code."""
-    return _POLICY.are_those_of(policy) and is_stock(policy)
+    return _POLICY.are_those_of(policy)
 
 
 def sees_images(network: torch.nn.Module) -> bool:
