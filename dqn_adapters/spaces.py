@@ -179,7 +179,7 @@ def _whole(value: Any) -> int:
 
 
 def _other_bounds(read: spaces.Space[Any], space: spaces.Space[Any]) -> str | None:
-    """Whether a Box did not keep its bounds exactly."""
+    """Return whether a Box did not keep its bounds exactly."""
     if isinstance(read, spaces.Dict) and isinstance(space, spaces.Dict):
         parts = (_other_bounds(part, space.spaces[key]) for key, part in read.spaces.items())
         return next(filter(None, parts), None)

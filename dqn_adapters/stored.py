@@ -189,7 +189,7 @@ _SQUARES = "exp_avg_sq", "max_exp_avg_sq", "square_avg"
 def optimizer_state(
     name: str, saved: Any, optimizer: torch.optim.Optimizer, *, options: bool = True
 ) -> dict[str, Any]:
-    """What `optimizer.load_state_dict` is given, checked against the optimizer's parameters.
+    """Check a state for `optimizer.load_state_dict` against the optimizer's parameters.
 
     Args:
         name: How messages call the state.
@@ -312,7 +312,7 @@ def _check_entry(
 
 
 def _entries(optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """What the optimizer remembers of a parameter, by name, as one step on a small one shows.
+    """The optimizer's state of a parameter, by name, as one step on a small one shows.
 
     None: it cannot be told (the optimizer needs more than gradients).
     """
@@ -384,7 +384,7 @@ Moves = list[tuple[int, torch.Tensor | None]]
 
 
 def moves(net: QNetwork, saved: spaces.Space[Any], wanted: spaces.Space[Any]) -> Moves | None:
-    """Where the parameters of a `QNetwork` over one space go in one over the same space with its
+    """The places of a `QNetwork`'s parameters in one over the same space with its
     keys in another order; None: the order is the same."""
     if not isinstance(saved, spaces.Dict) or not isinstance(wanted, spaces.Dict):
         return None
@@ -423,7 +423,7 @@ def picked(value: Any, columns: torch.Tensor | None) -> Any:
 
 
 def reordered(entries: dict[Any, Any], moves: Moves) -> dict[int, Any]:
-    """What an optimizer remembers, by the number of the parameter, after such moves."""
+    """The optimizer's state, by the number of the parameter, after such moves."""
     return {
         i: {
             key: picked(value, columns)

@@ -73,7 +73,7 @@ class Compute:
             raise ValueError(f"execution='kernel' cannot be used: {self.reason}")
 
     def __call__(self, use: Use) -> Eager:
-        """What to compute with now."""
+        """Choose the backend for one use, by what the learner is now."""
         way, reason = self._choose(use)
         if use == "learn":
             if (way.name, reason) != self._said:
@@ -84,7 +84,7 @@ class Compute:
 
     @property
     def name(self) -> Literal["eager", "compiled", "kernel"]:
-        """What updates are computed with, as things are now."""
+        """The backend of updates, by what the learner is now."""
         return self._choose("learn")[0].name
 
     @property

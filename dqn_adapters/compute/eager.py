@@ -22,11 +22,11 @@ QFunction = Callable[[Observations], torch.Tensor]
 """Maps observations `(B, ...)` to action values `(B, A)`."""
 
 Use = Literal["act", "learn"]
-"""What is computed: greedy actions, or updates."""
+"""The two uses of a backend: greedy actions and updates."""
 
 
 class TDLoss(NamedTuple):
-    """What the loss was made of. All but `loss` are detached."""
+    """The parts of a TD loss. All but `loss` are detached."""
 
     loss: torch.Tensor
     """`()`, the weighted mean over the batch."""
@@ -106,7 +106,7 @@ def _check_batch(q_values: torch.Tensor, batch: Transition) -> None:
 
 
 class Learner(Protocol):
-    """What a backend needs of the learner that it computes for."""
+    """The part of a learner that a backend uses."""
 
     config: DQNConfig
     q_net: nn.Module
@@ -123,7 +123,7 @@ class Learner(Protocol):
 
     @property
     def defines_loss(self) -> bool:
-        """Whether a user has overridden what an update computes."""
+        """True if a user has overridden the loss or the action values."""
 
     def q_values(self, observations: Observations) -> torch.Tensor:
         """The action values of the online network."""
@@ -138,7 +138,7 @@ class Learner(Protocol):
         """Move the target network towards the online network."""
 
     def sync_is_due(self) -> bool:
-        """Whether the next update has to sync the target network."""
+        """True if the next update has to sync the target network."""
 
 
 class StepRule(Protocol):
@@ -207,7 +207,7 @@ class Eager:
         return result._replace(loss=result.loss.detach())
 
     def _finish(self, loss: torch.Tensor) -> torch.Tensor:
-        """What follows the gradient: sync, clip, step. The gradient's norm before clipping."""
+        """Sync, clip and step after the gradient; returns its norm before clipping."""
         learner = self._learner
         check_loss(loss, learner.num_updates)
         if learner.sync_is_due():

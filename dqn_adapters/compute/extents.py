@@ -1,4 +1,4 @@
-"""Where tensors lie, looked up by compiled code in the same call in which it works there.
+"""Compiled code looks up and checks tensors in the same call in which it works on them.
 
 libtorch has a stable C interface (`torch/csrc/inductor/aoti_torch/c/shim.h`) that tells the memory,
 dtype, sizes and strides of a tensor in a few nanoseconds; the same from Python takes a microsecond

@@ -153,11 +153,11 @@ class _Learning:
         self._stamp: Any = None
         self._stamped: tuple[Any, ...] = ()  # what the stamp is of
         self.prepared: tuple[Any, Any] | None = None
-        """Where everything is, for `phase.update`, and the numbers of Adam; of this use."""
+        """The tensors as arguments of `phase.update`, and the numbers of Adam, for this use."""
 
     @property
     def parameters(self) -> list[Any]:
-        """Those that are learned, in the order of the plan."""
+        """The learned parameters, in the order of the plan."""
         return self._signature.parameters[: self._count]
 
     def holds(self, learner: Learner) -> bool:
@@ -213,7 +213,7 @@ class _Learning:
         )
 
     def without_state(self) -> tuple[Any, ...]:
-        """Where networks and gradients are, as the first arguments of a compiled function."""
+        """Networks and gradients as the first arguments of a compiled function."""
         gradients = gradients_of(self.parameters)
         return self._without_state.disjoint([*self._signature.implementations, *gradients])
 
@@ -227,7 +227,7 @@ class _Learning:
         return self._with_state.disjoint([*self._signature.implementations, *gradients, *state])
 
     def options(self, config: DQNConfig) -> tuple[Any, ...]:
-        """What the configuration says of an update."""
+        """The options of an update: double, squared errors, delta, largest norm."""
         if self._options is None or self._options[0] is not config:
             max_norm = math.inf if config.max_grad_norm is None else config.max_grad_norm
             options = (
@@ -375,7 +375,7 @@ class Kernel(Eager):
         return metrics
 
     def _tables(self, replay: ReplayBuffer, plan: Plan) -> Any | None:
-        """What compiled code draws from; None if it cannot."""
+        """The replay tables for compiled code; None if it cannot draw from them."""
         if not _REPLAY.are_those_of(replay):
             return None
         tables = replay.tables

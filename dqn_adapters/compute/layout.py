@@ -1,4 +1,4 @@
-"""Where things lie in the arrays that compiled code works with.
+"""The layout of the arrays that compiled code works with.
 
 The compiled functions keep these numbers in their machine code; see `caching`.
 """

@@ -67,16 +67,16 @@ class Stack:
     """Called one after the other."""
 
     converts: bool = False
-    """Whether the network takes observations of any dtype, as the numbers they are."""
+    """True if the network takes observations of any dtype, as the numbers they are."""
 
     flattens: bool = False
-    """Whether it flattens every observation first."""
+    """True if it flattens every observation first."""
 
     image: Image | None = None
     """The observations that a convolution reads, if they are of a fixed size."""
 
     channels_last: bool = False
-    """Whether these are `(height, width, channels)`."""
+    """True if these are `(height, width, channels)`."""
 
 
 AsStack = Callable[[nn.Module], Stack | None]
@@ -103,7 +103,7 @@ class Plan:
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Of the weights and biases, in the order of the table."""
+        """The shapes of weights and biases, in the order of the table."""
         return [
             tuple(parameter.shape)
             for layer in self.layers
@@ -112,7 +112,7 @@ class Plan:
         ]
 
     def fits(self, shape: Sequence[int]) -> bool:
-        """Whether the network takes a batch of observations of this shape."""
+        """Return whether the network takes a batch of observations of this shape."""
         if self.image is not None:
             return tuple(shape[1:]) == self.image
         if self.flattens:

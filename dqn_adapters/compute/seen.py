@@ -1,4 +1,4 @@
-"""What a gradient update saw of its batch; compiled code reports it as a row of `layout`."""
+"""The metrics of a gradient update; compiled code reports them as a row of `layout`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dqn_adapters.compute.layout import GRAD_NORM, LOSS, PER_ROW, ROWS
 
 @dataclass(eq=False)
 class UpdateMetrics:
-    """What one update saw: detached tensors on the learner's device, nothing synchronised."""
+    """The metrics of one update: detached tensors on the learner's device, not synchronised."""
 
     loss: torch.Tensor
     """`()`."""

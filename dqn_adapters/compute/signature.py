@@ -1,4 +1,4 @@
-"""What a fast path was made for, and whether that is still what is there.
+"""The signature of networks and optimisers: the conditions of the compiled path.
 
 A user may do anything to a network or an optimiser between two uses. The classes here look at
 everything that could change the result, in a few microseconds, every time.
@@ -85,7 +85,7 @@ def is_stock(module: nn.Module) -> bool:
 
 
 def _is_original(kind: type[nn.Module]) -> bool:
-    """Whether the forward pass of a class is the one that its author wrote into it."""
+    """Return whether the forward pass of a class is the one that its author wrote into it."""
     owner = next(cls for cls in kind.__mro__ if "forward" in vars(cls))
     forward = vars(owner)["forward"]
     return owner is nn.Module or (
@@ -120,17 +120,17 @@ class NetworkSignature:
         self._containers = [*children, *(layer._parameters for layer in layers)]
         self.modules, self._attributes = modules, attributes
         self.dictionaries = [*attributes, *children, *(layer._parameters for layer in layers)]
-        """What the modules keep: their attributes, parts and parameters."""
+        """The dictionaries of the modules: attributes, submodules and parameters."""
         self._counts = list(map(len, attributes))
         self._types = list(map(type, modules))
         self._kinds = list(set(self._types))
         self._forwards = list(map(_FORWARD, self._kinds))
         self.parameters: list[Any] = [p for layer in layers for p in layer._parameters.values()]
-        """Of all layers, in the order of the plans."""
+        """The parameters of all layers, in the order of the plans."""
         self.implementations = list(map(IMPLEMENTATION, self.parameters))
 
     def holds(self) -> bool:
-        """Whether the networks are still what they were; `parameters` are then those of now."""
+        """Return whether the networks are unchanged; updates `parameters`."""
         contents = [*chain.from_iterable(map(_VALUES, self._containers))]
         count = len(self._children)
         self.parameters = parameters = contents[count:]
@@ -146,7 +146,7 @@ class NetworkSignature:
             return False
 
     def classes_hold(self) -> bool:
-        """Whether the classes of the modules still have the same forward passes."""
+        """Return whether the classes of the modules still have the same forward passes."""
         return list(map(_FORWARD, self._kinds)) == self._forwards
 
 
@@ -168,7 +168,7 @@ def check_learned(parameters: Sequence[Any]) -> None:
 
 
 def are_learned(parameters: Sequence[Any]) -> bool:
-    """Whether autograd gives all parameters a gradient."""
+    """Return whether autograd gives all parameters a gradient."""
     return False not in map(_LEARNED, parameters)
 
 
@@ -190,12 +190,12 @@ def gradients_of(parameters: Sequence[Any]) -> list[int]:
 
 _ADAM = operator.itemgetter("lr", "betas", "eps")
 FIXED = "params", "weight_decay", "amsgrad", "maximize", "differentiable", "capturable"
-"""What may not change in the options of Adam."""
+"""The options of Adam that may not change."""
 
 _OPTIONS = operator.itemgetter(*FIXED[1:])
 _PLAIN_OPTIONS = (0, False, False, False, False)
 ADAM_STATE = "step", "exp_avg", "exp_avg_sq"
-"""What Adam keeps of a parameter, in its order."""
+"""The state that Adam keeps of a parameter, in its order."""
 
 
 def adam_options(optimizer: Any, parameters: Sequence[Any]) -> tuple[float, ...] | None:
@@ -245,14 +245,14 @@ def adam_state(optimizer: Any, parameters: Sequence[Any]) -> list[int] | None:
 
 
 def _steps_as_adam(optimizer: Any) -> bool:
-    """Whether a step of the optimiser is torch's own code."""
+    """Return whether a step of the optimiser is torch's own code."""
     own = vars(optimizer).get("step")  # a learning-rate scheduler puts one there
     return _is_torchs(torch.optim.Adam.step) and (own is None or _is_torchs(own))
 
 
 @functools.lru_cache(maxsize=64)
 def _is_torchs(step: Any) -> bool:
-    """Whether a function is Adam's step, in wrappers of torch at most."""
+    """Return whether a function is Adam's step, in wrappers of torch at most."""
     while getattr(getattr(step, "__code__", None), "co_filename", None) in _FILES:
         if not hasattr(step, "__wrapped__"):
             return step.__code__ is _STEP

@@ -1,4 +1,4 @@
-"""Whether anything at all has changed in a set of Python objects, looked up by compiled code.
+"""Compiled code looks whether anything at all has changed in a set of Python objects.
 
 A signature that was checked in Python holds as long as no dictionary of the modules and of the
 optimiser has another key or value, no object has another class, and no tensor is another one. To
@@ -26,12 +26,12 @@ from dqn_adapters.compute.caching import compiled
 number_at: Any = extents.number_at
 
 _TYPE = ctypes.sizeof(ctypes.c_ssize_t)
-"""Where an object has the reference to its class: behind the count of references to it."""
+"""The offset of the reference to an object's class, behind its reference count."""
 
 
 @functools.cache
 def implementation_offset() -> int | None:
-    """Where a tensor has the reference to its implementation; None where that is not known, or
+    """The offset of a tensor's reference to its implementation; None if it is not known, or
     objects are laid out in another way than in CPython with its global lock."""
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
         return None
@@ -78,7 +78,7 @@ def _unchanged(
     type_offset: int,
     offset: int,
 ) -> bool:
-    """Whether dictionaries have the keys and values, objects the classes, and tensors the
+    """Return whether dictionaries have the keys and values, objects the classes, and tensors the
     implementations that are given, all by their addresses; a value of 0 may be any."""
     for k in range(len(objects)):
         if number_at(objects[k] + type_offset) != classes[k]:
@@ -139,7 +139,7 @@ class Stamp:
         )
 
     def holds(self) -> bool:
-        """Whether they still are so."""
+        """Return whether nothing has changed."""
         return bool(_unchanged(*self._arguments))
 
 

@@ -422,3 +422,33 @@ def test_of_other_networks_the_kernel_makes_adams_step(
         for learner in pair:
             learner.count(steps=1)
     assert_same(*pair)
+
+
+def test_what_computes_is_told() -> None:
+    """In the representation, by the learner, and once in the log of every change."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    learner = DQNLearner(net, DQNConfig(variant="vanilla"))
+    assert "execution='kernel')" in repr(learner)
+    net[1] = nn.LeakyReLU()
+    assert learner.execution == "eager"
+    assert str(learner.execution_reason).startswith("the network is not one for the kernel: Leaky")
+    assert f"execution='eager', because: {learner.execution_reason})" in repr(learner)
+    net[1] = nn.Tanh()
+    assert (learner.execution, learner.execution_reason) == ("kernel", None)
+
+
+def test_a_change_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    learner = DQNLearner(net, DQNConfig(variant="vanilla"))
+    with caplog.at_level(logging.INFO, "dqn_adapters"):
+        for activation in (nn.ReLU(), nn.LeakyReLU(), nn.ReLU()):
+            net[1] = activation
+            for batch in batches(3):
+                learner.update(batch)
+    said = [(r.levelname, r.getMessage()) for r in caplog.records]
+    assert [level for level, _ in said] == ["INFO", "WARNING", "INFO"]
+    assert [message.split(":")[0] for _, message in said] == [
+        "DQN computes in the compiled kernel",
+        "DQN computes in eager torch",
+        "DQN computes in the compiled kernel",
+    ]
