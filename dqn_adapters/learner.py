@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dqn_adapters import stored
-from dqn_adapters.compute import AsStack, Compute, Execution, as_stack
+from dqn_adapters.compute import AsStack, Compute, Execution
+from dqn_adapters.compute import as_stack as stack_of_core
 from dqn_adapters.compute.eager import Eager, QFunction, TDLoss, td_loss
 from dqn_adapters.compute.seen import METRICS, UpdateMetrics, mean_metrics
 from dqn_adapters.config import DQNConfig
@@ -101,7 +102,7 @@ class DQNLearner:
         }
         """Environment steps and finished episodes it was told of, and gradient updates made."""
         if as_stack is None:
-            as_stack = _stack_of_core if q_values is None else _no_stack
+            as_stack = stack_of_core if q_values is None else _no_stack
         self._compute = Compute(self, execution, as_stack, before_torch)
 
     @property
@@ -161,13 +162,7 @@ class DQNLearner:
         self, observations: Arrays, action_masks: NDArray[np.bool_] | None = None
     ) -> NDArray[np.int64] | None:
         """`greedy_actions` by compiled code; None where torch has to be asked."""
-        way = self._compute("act")
-        return way.fast_greedy_actions(observations, action_masks)
-
-    @property
-    def acts_fast(self) -> bool:
-        """Whether compiled code acts, as the online network is now."""
-        return self._compute("act").name == "kernel"
+        return self._compute("act").fast_greedy_actions(observations, action_masks)
 
     def q_values(self, observations: Observations) -> torch.Tensor:
         """The action values of the online network, `(B, A)`."""
@@ -329,10 +324,6 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         if training:
             module.train()
-
-
-def _stack_of_core(network: nn.Module) -> Any:
-    return as_stack(network)
 
 
 def _no_stack(network: nn.Module) -> None:

@@ -67,19 +67,15 @@ class Tensors:
     """The tensors that a compiled function works on.
 
     Args:
-        shapes: Of each.
-        dtypes: Of each; None: all are float32.
+        shapes: Their shapes; all are float32.
     """
 
-    def __init__(
-        self, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[torch.dtype] | None = None
-    ) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
         from dqn_adapters.compute import extents
 
-        dtypes = [_FLOAT] * len(shapes) if dtypes is None else dtypes
         self._implementations: list[int] = []
         self._given = np.zeros(0, np.int64)
-        self._wanted = extents.expected(list(zip(dtypes, shapes, strict=True)))
+        self._wanted = extents.expected([(_FLOAT, shape) for shape in shapes])
         self._functions = extents.torch_functions()
         self._addresses, self._known = (np.zeros(len(shapes), np.int64) for _ in range(2))
 

@@ -390,7 +390,8 @@ class DQN(Collecting):
             self._record(mean_metrics(metrics))
 
     def _enter_training_mode(self) -> None:
-        self.policy.set_training_mode(True)
+        if has_stock_methods(self.policy):  # `train` calls another one, once, as the host does
+            self.policy.set_training_mode(True)
 
     def _follow_host(self) -> None:
         """Learn the networks with the optimiser that the host would use."""
